@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        *((f"vtrain.store.{name}", ("torch", "cupy", "zarr"))
+          for name in ("atomic", "canonical", "checkpoint", "layout", "logcheck", "logformat", "transcript")),
+        ("vtrain.store.log", ("torch", "cupy")),
+    ],
+)
+def test_imports(module: str, absent: tuple[str, ...]) -> None:
+    program = f"import sys, {module}; print(*sorted(set({absent!r}) & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == ""

@@ -1,0 +1,132 @@
+"""What a handler may ask for: formats, scratch memory, settling, random numbers (numerics §1-6)."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+
+from vtrain.engine.listener import Listener, ScaleFn, Site, Vary, round_result
+from vtrain.engine.randoms import PhiloxSource
+from vtrain.engine.workspace import Workspace
+from vtrain.errors import UnsupportedOperation
+from vtrain.rounding.bounds import FUNCTION_KAPPA
+from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32, Format
+from vtrain.rounding.generic import container
+from vtrain.rounding.scale import Scale
+
+F32, F64 = torch.float32, torch.float64
+NARROW = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that an inexact result may have
+
+
+class Engine:
+    """State of one run's execution, shared by all handlers.
+
+    Args:
+        listener: who settles.
+        float32_format: what float32 results are rounded to.
+        seed: of all random numbers, below 2^128.
+    """
+
+    def __init__(self, listener: Listener, float32_format: Format, seed: int | str) -> None:
+        self.listener = listener
+        self.seed = seed
+        self.randoms = PhiloxSource(seed)
+        self.workspace = Workspace()
+        self.formats = {torch.float32: float32_format, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+        self.restricted = not float32_format.native
+        self.op = ""
+        self.step = 0
+        self.seq = 0
+        self.draws = 0
+        self.scalars = 0
+        self.walk: list[int] = []
+        self.names: dict[tuple, int] = {}
+        self.sites: list[str] = []
+
+    def begin_step(self, step: int) -> None:
+        """Start numbering sites, draws and scalars anew."""
+        self.step, self.seq, self.draws, self.scalars = step, 0, 0, 0
+        self.walk = []
+
+    # ---- formats ------------------------------------------------------------------------------------------------
+    def format(self, dtype: torch.dtype) -> Format:
+        """Target format of results of ``dtype``.
+
+        Raises:
+            UnsupportedOperation: there is no wider C for it (float64, complex, float8).
+        """
+        fmt = self.formats.get(dtype)
+        if fmt is None:
+            self.refuse(f"an inexact result of dtype {dtype}: there is no wider type to compute it in; use float32")
+        return fmt
+
+    def product_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """C of products and convolutions whose result has ``dtype``."""
+        return getattr(torch, self.format(dtype).product_compute)
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise for something that this operation can't do."""
+        raise UnsupportedOperation(f"{self.op}: {why}")
+
+    # ---- settling -----------------------------------------------------------------------------------------------
+    def settle(
+        self, part: str, y: torch.Tensor, scale: ScaleFn, fmt: Format, vary: Vary | None = None
+    ) -> torch.Tensor:
+        """Round a result computed in C; what was in doubt is logged, or decided by the log (numerics §3-5).
+
+        Args:
+            part: which result of the operation; empty if it has one.
+            y: the result in C, any layout.
+            scale: computes its error scale.
+            fmt: format to round to.
+            vary: computes y in another order (see Listener.settle).
+
+        Returns:
+            New contiguous tensor of y's shape in the format's container.
+        """
+        name = f"{self.op}/{part}" if part else self.op
+        key = (name, y.shape, fmt)
+        number = self.names.get(key)
+        site = Site(self.step, self.seq, name, tuple(y.shape), fmt)
+        if number is None:
+            number = self.names[key] = len(self.sites)
+            self.sites.append(str(site))
+        self.walk.append(number)
+        self.seq += 1
+        if y.numel() == 0:
+            return torch.empty(y.shape, dtype=container(fmt), device=y.device)
+        return self.listener.settle(site, y.contiguous(), scale, vary)
+
+    def function(self, y: torch.Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA) -> torch.Tensor:
+        """Settle an elementwise function computed in float64, s = |y|."""
+        return self.settle(part, y, lambda: Scale("function", 1, kappa, (1, 1, y.numel()), relative=True), fmt)
+
+    # ---- composites compute in float32 with float64 behind it, whatever T is ---------------------------------------
+    def wide(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """x in float64, in scratch memory."""
+        return self.workspace.widen(name, x, F64)
+
+    def lift(self, x: torch.Tensor) -> torch.Tensor:
+        """x in float32, exactly."""
+        return x if x.dtype is F32 else x.to(F32)
+
+    def finish(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A composite's float32 result, rounded once to the target of ``dtype`` (class 2)."""
+        fmt = self.format(dtype)
+        if fmt == FLOAT32:
+            return x
+        if fmt.native:
+            return x.to(dtype)
+        return round_result(x.contiguous(), fmt)
+
+    # ---- random numbers -------------------------------------------------------------------------------------------
+    def next_draw(self) -> tuple[int, int]:
+        """(step, number of the draw within it): the key of one draw (numerics §2, class 5)."""
+        self.draws += 1
+        return self.step, self.draws - 1
+
+    def scalar(self, value: float) -> float:
+        """The host scalar to use for ``value`` (numerics §2)."""
+        self.scalars += 1
+        return self.listener.scalar(self.step, self.scalars - 1, value)

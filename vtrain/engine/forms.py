@@ -1,0 +1,93 @@
+"""Forms of an operation: functional, in place, ``out=``; all lead to one table entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vtrain.engine.optable import TABLE, Entry
+
+Call = Callable[[tuple, dict], Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an overload relates to its table entry.
+
+    Attributes:
+        entry: the functional operation's entry.
+        functional: the functional overload itself.
+        inplace: the result goes into the first argument.
+        outs: names of keyword arguments that take the results.
+        scalars: positions of arguments that may hold host scalars.
+        scalar_kwargs: names of such keyword arguments.
+    """
+
+    entry: Entry
+    functional: Any
+    inplace: bool
+    outs: tuple[str, ...]
+    scalars: tuple[int, ...]
+    scalar_kwargs: frozenset[str]
+
+    def call(self, run: Call, args: tuple, kwargs: dict) -> Any:
+        """Run the functional operation and put its results where this form wants them."""
+        if self.inplace:
+            args[0].copy_(run(args, kwargs))
+            return args[0]
+        if not self.outs:
+            return run(args, kwargs)
+        targets = [kwargs[name] for name in self.outs]
+        results = run(args, {k: v for k, v in kwargs.items() if k not in self.outs})
+        results = results if isinstance(results, tuple) else (results,)
+        for target, value in zip(targets, results, strict=True):
+            target.resize_(value.shape).copy_(value)
+        return targets[0] if len(targets) == 1 else tuple(targets)
+
+
+def form_of(func: Any) -> Form | None:
+    """The form of an overload, or None if no entry covers it."""
+    schema = func._schema
+    name = str(func)
+    names = [a.name for a in schema.arguments]
+    scalars = tuple(i for i, a in enumerate(schema.arguments) if _holds_scalar(a))
+    words = frozenset(a.name for a in schema.arguments if _holds_scalar(a))
+    if name in TABLE:
+        return Form(TABLE[name], func, False, (), scalars, words)
+    outs = tuple(a.name for a in schema.arguments if a.is_out)
+    functional = _twin(func, [n for n in names if n not in outs], bool(outs))
+    if functional is None or str(functional) not in TABLE:
+        return None
+    return Form(TABLE[str(functional)], functional, not outs, outs, scalars, words)
+
+
+def _holds_scalar(argument: Any) -> bool:
+    return any(word in str(argument.type) for word in ("number", "Scalar", "float"))
+
+
+def _twin(func: Any, names: list[str], is_out: bool) -> Any | None:
+    """The functional overload with the same arguments."""
+    namespace, packet_name = func._schema.name.split("::")
+    if not is_out:
+        if not packet_name.endswith("_") or packet_name.startswith("__"):
+            return None
+        packet_name = packet_name[:-1]
+    packet = getattr(getattr(torch.ops, namespace), packet_name, None)
+    if packet is None:
+        return None
+    types = {a.name: str(a.type) for a in func._schema.arguments}
+    for overload in packet.overloads():
+        candidate = getattr(packet, overload)
+        arguments = candidate._schema.arguments
+        if any(a.is_out for a in arguments):
+            continue
+        want = [a for a in arguments if a.name in names]
+        extra = [a for a in arguments if a.name not in names]
+        if len(want) == len(names) and all(str(a.type) == types[a.name] for a in want) and all(
+            a.has_default_value() for a in extra
+        ):
+            return candidate
+    return None

@@ -1,0 +1,78 @@
+"""The seam between the engine and whoever listens to it: recorder, replayer or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from vtrain.engine.workspace import result
+from vtrain.kernels import round_to as round_on_host
+from vtrain.rounding import generic
+from vtrain.rounding.formats import Format
+from vtrain.rounding.scale import Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A settled result's place in a step (numerics §6).
+
+    Attributes:
+        step: step number; 0 is the initialisation.
+        seq: number of the settled result within the step.
+        name: operation, and what part of it where it settles several results.
+        shape: shape of the result.
+        fmt: format that it is rounded to.
+    """
+
+    step: int
+    seq: int
+    name: str
+    shape: tuple[int, ...]
+    fmt: Format
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.fmt.name}{list(self.shape)}"
+
+
+Vary = Callable[[], torch.Tensor]
+
+
+class ScaleFn(Protocol):
+    """Computes a scale when somebody needs it: a replayer rarely does."""
+
+    def __call__(self) -> Scale: ...
+
+
+class Listener(Protocol):
+    """What a role does with each varying result. One per run; called in site order."""
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
+        """Round y, computed in C, to ``site.fmt``; same shape, contiguous.
+
+        ``vary`` computes y once more in another order of summation, as other hardware would; for calibration.
+        """
+        ...
+
+    def scalar(self, step: int, position: int, value: float) -> float:
+        """The float64 host scalar to use in place of ``value`` (numerics §2)."""
+        ...
+
+
+def round_result(y: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """Round y to ``fmt`` in a new tensor, without a log."""
+    if y.device.type != "cpu":
+        return generic.round_to(y, fmt)
+    return round_on_host(y, result(y.shape, generic.container(fmt)), fmt)
+
+
+class Plain:
+    """Rounds and logs nothing: a run that nobody audits, and the ``off`` threshold's twin."""
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
+        return round_result(y, site.fmt)
+
+    def scalar(self, step: int, position: int, value: float) -> float:
+        return value

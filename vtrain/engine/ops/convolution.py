@@ -1,0 +1,322 @@
+"""Convolutions as matrix products in C over columns of patches (numerics §2, class 3).
+
+One chunk of samples at a time, so that the columns stay in the cache and memory stays bounded. Algorithms that trade
+accuracy for speed (Winograd, FFT) can't be reached from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from vtrain import kernels
+from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.ops.matmul import permutation, row_norms
+from vtrain.engine.ops.reduction import settled_sum
+from vtrain.engine.optable import OpClass, register
+from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.scale import Scale
+
+Tensor = torch.Tensor
+CHUNK_BYTES = 24 << 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Geometry of a 2-D convolution of x ``(n, c, h, w)`` by weight ``(o, c / groups, kh, kw)``."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    o: int
+    kh: int
+    kw: int
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Output height and width."""
+        size = [
+            (i + 2 * p - d * (k - 1) - 1) // s + 1
+            for i, k, s, p, d in zip(
+                (self.h, self.w), (self.kh, self.kw), self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+        return size[0], size[1]
+
+    @property
+    def area(self) -> int:
+        """Output positions of a sample."""
+        return self.out[0] * self.out[1]
+
+    @property
+    def depth(self) -> int:
+        """Rows of a group's columns: terms of an output's sum."""
+        return self.c // self.groups * self.kh * self.kw
+
+    def key(self, samples: int, channels: int) -> kernels.Geometry:
+        """The geometry as the kernels take it."""
+        return (samples, channels, self.h, self.w, self.kh, self.kw, *self.stride, *self.padding, *self.dilation, *self.out)
+
+    def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+        """Ranges of samples whose columns fit into CHUNK_BYTES, at least one sample each."""
+        each = self.c * self.kh * self.kw * self.area * (8 if dtype is F64 else 4)
+        step = max(1, CHUNK_BYTES // max(1, each))
+        for at in range(0, self.n, step):
+            yield at, min(self.n, at + step)
+
+
+def columns(engine: Engine, x: Tensor, s: Shape, dtype: torch.dtype, name: str = "a") -> Tensor:
+    """Patches of x ``(samples, channels, h, w)`` in C: ``(channels * kh * kw, samples * area)``."""
+    samples, channels = x.shape[:2]
+    out = engine.workspace.get(name, (channels * s.kh * s.kw, samples * s.area), dtype, x.device)
+    if x.device.type == "cpu":
+        source = x.contiguous()
+        kernels.to_columns(source.to(F32) if source.dtype is torch.float16 else source, out, s.key(samples, channels))
+        return out
+    patches = F.unfold(x.to(dtype), (s.kh, s.kw), s.dilation, s.padding, s.stride)
+    return out.copy_(patches.transpose(0, 1).reshape(out.shape))
+
+
+def image(cols: Tensor, out: Tensor, s: Shape) -> None:
+    """Transpose of ``columns``, into out ``(samples, channels, h, w)``."""
+    samples, channels = out.shape[:2]
+    if cols.device.type == "cpu":
+        kernels.from_columns(cols, out, s.key(samples, channels))
+        return
+    patches = cols.view(-1, samples, s.area).transpose(0, 1)
+    out.copy_(F.fold(patches, (s.h, s.w), (s.kh, s.kw), s.dilation, s.padding, s.stride))
+
+
+def by_channel(engine: Engine, y: Tensor, dtype: torch.dtype, name: str = "b") -> Tensor:
+    """y ``(samples, o, oh, ow)`` in C with the channels first: ``(o, samples * area)``."""
+    samples, o = y.shape[:2]
+    out = engine.workspace.get(name, (o, samples, math.prod(y.shape[2:])), dtype, y.device)
+    return out.copy_(y.reshape(samples, o, -1).transpose(0, 1)).view(o, -1)
+
+
+def _c_name(c: torch.dtype) -> str:
+    return str(c).removeprefix("torch.")
+
+
+def _simple(s: Shape) -> bool:
+    """Whether average pooling can add up a patch: no dilation, padding at most half the kernel."""
+    return s.dilation == (1, 1) and 2 * s.padding[0] <= s.kh and 2 * s.padding[1] <= s.kw
+
+
+def _group_squares(x: Tensor, groups: int) -> Tensor:
+    """Sum of squares over each group's channels: ``(samples * groups, 1, h, w)``, float64."""
+    wide = x.to(F64).square_()
+    return wide.view(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:]).sum(1, keepdim=True)
+
+
+def patch_norms(engine: Engine, x: Tensor, s: Shape) -> Tensor:
+    """Norm of each patch of each group: ``(samples * groups, area)``, float64."""
+    squares = _group_squares(x, s.groups)
+    if _simple(s):
+        return F.avg_pool2d(squares, (s.kh, s.kw), s.stride, s.padding, divisor_override=1).flatten(1).sqrt()
+    return columns(engine, squares, s, F64, "squares").sum(0).view(squares.shape[0], -1).sqrt()
+
+
+def spread_norms(engine: Engine, grad: Tensor, s: Shape) -> Tensor:
+    """For each input position the norm of the output gradients that reach it: ``(samples * groups, h * w)``."""
+    squares = _group_squares(grad, s.groups)
+    shape = (squares.shape[0], 1, s.h, s.w)
+    if _simple(s):
+        like = squares.new_empty(shape)
+        args = ([s.kh, s.kw], list(s.stride), list(s.padding), False, True, 1)
+        return torch.ops.aten.avg_pool2d_backward(squares, like, *args).flatten(1).sqrt()
+    rows = squares.view(1, -1).expand(s.kh * s.kw, -1).contiguous()
+    out = squares.new_empty(shape)
+    image(rows, out, s)
+    return out.flatten(1).sqrt()
+
+
+def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: Shape, part: str = "") -> Tensor:
+    """y[o] = sum over the patch of weight[o] * x, + bias[o], rounded once: ``(n, o, oh, ow)``."""
+    c = engine.product_dtype(x.dtype)
+    g = s.groups
+    y = engine.workspace.get("y", (s.n, s.o, s.area), c, x.device)
+
+    def compute(into: Tensor, order: Tensor | None) -> None:
+        w = engine.workspace.widen("w", weight.contiguous(), c).view(g, s.o // g, s.depth)
+        for at, to in s.chunks(c):
+            cols = columns(engine, x[at:to], s, c).view(g, s.depth, -1)
+            if order is not None:
+                w2, cols = w[:, :, order], cols[:, order]
+            else:
+                w2 = w
+            out = engine.workspace.get("chunk", (g, s.o // g, cols.shape[-1]), c, x.device)
+            torch.bmm(w2, cols, out=out)
+            into[at:to].copy_(out.view(s.o, to - at, s.area).transpose(0, 1))
+        if bias is not None:
+            into.add_(bias.to(c).view(1, -1, 1))
+
+    def scale() -> Scale:
+        kappa = sum_kappa(s.depth, _c_name(c), 1)
+        rows = row_norms(weight.reshape(s.o, s.depth)).view(1, -1).expand(s.n, -1).contiguous()
+        found = Scale("conv", s.depth, kappa, (s.n * g, s.o // g, s.area), row=rows, col=patch_norms(engine, x, s))
+        if bias is None:
+            return found
+        full = found.dense(y).view(s.n, s.o, s.area).add_(bias.to(F64).abs().view(1, -1, 1))
+        return Scale("conv", s.depth, kappa, (s.n * g, s.o // g, s.area), full=full)
+
+    def vary() -> Tensor:
+        other = torch.empty_like(y)
+        compute(other, permutation(s.depth, x.device))
+        return other
+
+    compute(y, None)
+    return engine.settle(part, y, scale, engine.format(x.dtype), vary).view(s.n, s.o, *s.out)
+
+
+def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part: str) -> Tensor:
+    """dx = sum over outputs that read x of weight * grad, rounded once: ``(n, c, h, w)``."""
+    c = engine.product_dtype(grad.dtype)
+    g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
+    y = engine.workspace.get("y", (s.n, s.c, s.h, s.w), c, grad.device)
+
+    def compute(into: Tensor, order: Tensor | None) -> None:
+        w = engine.workspace.widen("w", weight.contiguous(), c).view(g, og, s.depth).transpose(1, 2)
+        for at, to in s.chunks(c):
+            dy = by_channel(engine, grad[at:to], c).view(g, og, -1)
+            w2, dy = (w, dy) if order is None else (w[:, :, order], dy[:, order])
+            cols = engine.workspace.get("a", (g, s.depth, dy.shape[-1]), c, grad.device)
+            torch.bmm(w2, dy, out=cols)
+            image(cols.view(-1, dy.shape[-1]), into[at:to], s)
+
+    terms = og * s.kh * s.kw
+
+    def scale() -> Scale:
+        by_input = weight.view(g, og, cg, -1).transpose(1, 2).reshape(s.c, -1)
+        rows = row_norms(by_input).view(1, -1).expand(s.n, -1).contiguous()
+        kappa = sum_kappa(terms, _c_name(c))
+        return Scale("conv", terms, kappa, (s.n * g, cg, s.h * s.w), row=rows, col=spread_norms(engine, grad, s))
+
+    def vary() -> Tensor:
+        other = torch.empty_like(y)
+        compute(other, permutation(og, grad.device))
+        return other
+
+    compute(y, None)
+    return engine.settle(part, y, scale, engine.format(grad.dtype), vary)
+
+
+def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str) -> Tensor:
+    """dw[o, c, ky, kx] = sum over samples and positions of grad[o] * x, rounded once: ``(o, c / groups, kh, kw)``."""
+    c = engine.product_dtype(grad.dtype)
+    g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
+    y = engine.workspace.get("y", (g, og, s.depth), c, grad.device)
+
+    def compute(into: Tensor, backwards: bool) -> None:
+        into.zero_()
+        ranges = list(s.chunks(c))
+        for at, to in reversed(ranges) if backwards else ranges:
+            dy = by_channel(engine, grad[at:to], c).view(g, og, -1)
+            cols = columns(engine, x[at:to], s, c).view(g, s.depth, -1)
+            if backwards:
+                order = permutation(dy.shape[-1], grad.device)
+                dy, cols = dy[:, :, order], cols[:, :, order]
+            into.baddbmm_(dy, cols.transpose(1, 2))
+
+    terms = s.n * s.area
+
+    def scale() -> Scale:
+        rows = _channel_norms(grad)
+        cols = _channel_norms(x).view(g, cg, 1).expand(-1, -1, s.kh * s.kw).reshape(g, s.depth).contiguous()
+        return Scale("conv", terms, sum_kappa(terms, _c_name(c)), (g, og, s.depth), row=rows, col=cols)
+
+    def vary() -> Tensor:
+        other = torch.empty_like(y)
+        compute(other, True)
+        return other
+
+    compute(y, False)
+    return engine.settle(part, y, scale, engine.format(grad.dtype), vary).view(s.o, cg, s.kh, s.kw)
+
+
+def _channel_norms(x: Tensor) -> Tensor:
+    """Norm of each channel over samples and positions, float64."""
+    flat = x.reshape(x.shape[0], x.shape[1], -1)
+    by_sample = row_norms(flat.contiguous())
+    return by_sample.square_().sum(0).sqrt_()
+
+
+def _pair(v: Sequence[int]) -> tuple[int, int]:
+    return (v[0], v[1]) if len(v) == 2 else (v[0], v[0])
+
+
+def _as_2d(engine: Engine, x: Tensor, weight: Tensor, args: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, list]:
+    """A 1-D convolution as a 2-D one of height 1; higher ones are refused."""
+    if x.dim() == 4:
+        return x, weight, [_pair(a) for a in args]
+    if x.dim() != 3:
+        engine.refuse(f"a convolution over {x.dim() - 2} dimensions; 1 and 2 are covered")
+    stride, padding, dilation = (a[0] for a in args)
+    return x.unsqueeze(2), weight.unsqueeze(2), [(1, stride), (0, padding), (1, dilation)]
+
+
+def _shape(x: Sequence[int], weight: Tensor, args: list, groups: int) -> Shape:
+    n, c, h, w = x
+    return Shape(n, c, h, w, weight.shape[0], weight.shape[2], weight.shape[3], args[0], args[1], args[2], groups)
+
+
+def _transposed_size(x: Tensor, weight: Tensor, args: list, extra: Sequence[int], groups: int) -> list[int]:
+    (sh, sw), (ph, pw), (dh, dw) = args
+    eh, ew = _pair(extra) if len(extra) == 2 else (0, extra[0])
+    h = (x.shape[2] - 1) * sh - 2 * ph + dh * (weight.shape[2] - 1) + eh + 1
+    w = (x.shape[3] - 1) * sw - 2 * pw + dw * (weight.shape[3] - 1) + ew + 1
+    return [x.shape[0], weight.shape[1] * groups, h, w]
+
+
+@register("convolution.default", cls=OpClass.VARYING)
+def convolution(
+    engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+) -> Tensor:
+    """1-D and 2-D convolutions, grouped, dilated, transposed."""
+    flat = x.dim() == 3
+    x, weight, args = _as_2d(engine, x, weight, (stride, padding, dilation))
+    if transposed:
+        size = _transposed_size(x, weight, args, output_padding, groups)
+        s = _shape(size, weight, args, groups)
+        y = input_gradient(engine, x, weight, s, "transposed")
+        if bias is not None:
+            y = engine.finish(torch.add(engine.lift(y), engine.lift(bias).view(1, -1, 1, 1)), x.dtype)
+    else:
+        y = forward(engine, x, weight, bias, _shape(x.shape, weight, args, groups))
+    return y.squeeze(2) if flat else y
+
+
+@register("convolution_backward.default", cls=OpClass.VARYING)
+def convolution_backward(
+    engine: Engine, grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias."""
+    flat = x.dim() == 3
+    x, weight, args = _as_2d(engine, x, weight, (stride, padding, dilation))
+    grad = (grad.unsqueeze(2) if flat else grad).contiguous()
+    dx = dw = db = None
+    if transposed:
+        s = _shape(grad.shape, weight, args, groups)
+        dx = forward(engine, grad, weight, None, s, "dx") if mask[0] else None
+        dw = weight_gradient(engine, x, grad, s, "dw") if mask[1] else None
+    else:
+        s = _shape(x.shape, weight, args, groups)
+        dx = input_gradient(engine, grad, weight, s, "dx") if mask[0] else None
+        dw = weight_gradient(engine, grad, x, s, "dw") if mask[1] else None
+    if mask[2]:
+        db = settled_sum(engine, grad, [0, 2, 3], engine.format(grad.dtype), part="db")
+    if flat:
+        dx, dw = (None if t is None else t.squeeze(2) for t in (dx, dw))
+    return dx, dw, db

@@ -1,0 +1,118 @@
+"""Elementwise functions: float64 from the library, settled (numerics §2, class 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from vtrain.engine.core import Engine
+from vtrain.engine.listener import round_result
+from vtrain.engine.optable import OpClass, register
+from vtrain.rounding.bounds import ERFINV_KAPPA, FUNCTION_KAPPA
+from vtrain.rounding.formats import FLOAT32, Format
+
+Tensor = torch.Tensor
+
+
+def settle_function(
+    engine: Engine, f: Callable[..., Tensor], x: Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA
+) -> Tensor:
+    """f(x) computed in float64 and rounded to ``fmt``; s = |f(x)|."""
+    wide = engine.wide("x", x.contiguous())
+    y = f(wide, out=engine.workspace.get("y", x.shape, torch.float64, x.device))
+    return engine.function(y, fmt, part, kappa)
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
+def _register(name: str, f: Callable[..., Tensor], kappa: float = FUNCTION_KAPPA) -> None:
+    def handler(engine: Engine, x: Tensor) -> Tensor:
+        return settle_function(engine, f, x, engine.format(_result_dtype(x)), kappa=kappa)
+
+    handler.__doc__ = f"{name} of each element."
+    register(f"{name}.default", cls=OpClass.VARYING)(handler)
+
+
+for _name in "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tanh sigmoid erf erfc atan sinh cosh".split():
+    _register(_name, getattr(torch, _name))
+_register("erfinv", torch.erfinv, ERFINV_KAPPA)
+
+
+def power(engine: Engine, x: Tensor, exponent: float, dtype: torch.dtype) -> Tensor:
+    """x ** exponent: small integer powers as products (class 2), the rest in float64 (class 3)."""
+    if exponent == 0:
+        return torch.ones_like(x, dtype=dtype)
+    if exponent == 1:
+        return x.to(dtype, copy=True)
+    if exponent in (2, 3):
+        x = engine.lift(x)
+        square = torch.mul(x, x)
+        return engine.finish(square if exponent == 2 else square.mul_(x), dtype)
+    if exponent == 0.5:
+        return settle_function(engine, torch.sqrt, x, engine.format(dtype))
+    # pow of a float64 base: glibc and CUDA document at most 2 ulp for any exponent
+    return settle_function(engine, lambda v, out: torch.pow(v, exponent, out=out), x, engine.format(dtype))
+
+
+def _integral(*args: object, **kwargs: object) -> bool:
+    return not any(isinstance(a, float) or (isinstance(a, Tensor) and a.is_floating_point()) for a in args)
+
+
+@register("pow.Tensor_Scalar", cls=OpClass.VARYING, native_when=_integral)
+def pow_scalar(engine: Engine, x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent."""
+    return power(engine, x, exponent, torch.result_type(x, exponent))
+
+
+@register("pow.Tensor_Tensor", "pow.Scalar", cls=OpClass.VARYING, native_when=_integral)
+def pow_tensor(engine: Engine, x: Tensor | float, exponent: Tensor) -> Tensor:
+    """x ** exponent, exponents elementwise."""
+    dtype = torch.result_type(x, exponent)
+    y = torch.pow(x.double() if isinstance(x, Tensor) else x, exponent.double())
+    return engine.function(y, engine.format(dtype))
+
+
+@register("atan2.default", cls=OpClass.VARYING)
+def atan2(engine: Engine, y: Tensor, x: Tensor) -> Tensor:
+    """Angle of (x, y)."""
+    return engine.function(torch.atan2(y.double(), x.double()), engine.format(torch.result_type(y, x)))
+
+
+def exp32(engine: Engine, x: Tensor, part: str) -> Tensor:
+    """exp of float32 values to float32, a step of a composite."""
+    return settle_function(engine, torch.exp, x, part=part)
+
+
+def log32(engine: Engine, x: Tensor, part: str) -> Tensor:
+    """log of float32 values to float32, a step of a composite."""
+    return settle_function(engine, torch.log, x, part=part)
+
+
+@register("arange.default", "arange.start", "arange.start_step", cls=OpClass.VARYING)
+def arange(engine: Engine, *args: float, dtype: torch.dtype | None = None, **kwargs: object) -> Tensor:
+    """Integers natively; floats as start + i * step, two IEEE operations in float64, then rounded."""
+    floating = any(isinstance(a, float) for a in args)
+    dtype = dtype or (torch.get_default_dtype() if floating else torch.int64)
+    if not dtype.is_floating_point:
+        return torch.arange(*args, dtype=dtype, **kwargs)  # type: ignore[call-overload, no-any-return]
+    start, step = (args[0] if len(args) > 1 else 0), (args[2] if len(args) > 2 else 1)
+    count = torch.arange(*args, dtype=torch.float64, **kwargs).numel()  # type: ignore[call-overload]
+    y = torch.arange(count, dtype=torch.float64, device=kwargs.get("device")) * step + start  # type: ignore[arg-type]
+    return round_result(y, engine.format(dtype))
+
+
+@register("linspace.default", cls=OpClass.VARYING)
+def linspace(engine: Engine, start: float, end: float, steps: int, dtype: torch.dtype | None = None, **kwargs: object) -> Tensor:
+    """start + i * ((end - start) / (steps - 1)) in IEEE float64 operations, the last element being end; then rounded."""
+    kwargs.pop("layout", None)
+    kwargs.pop("pin_memory", None)
+    i = torch.arange(steps, dtype=torch.float64, **kwargs)  # type: ignore[call-overload]
+    y = i * ((end - start) / max(1, steps - 1)) + start
+    if steps > 1:
+        y[-1] = end
+    return round_result(y, engine.format(dtype or torch.get_default_dtype()))
+
+

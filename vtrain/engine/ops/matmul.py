@@ -1,0 +1,119 @@
+"""Matrix products (numerics §2, class 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vtrain import kernels
+from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.optable import OpClass, register
+from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.scale import Scale
+
+Tensor = torch.Tensor
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Euclidean norms along the last dimension in float64, for error scales; x is ``(rows, k)`` or ``(batch, rows, k)``."""
+    if x.dtype is torch.float16:
+        x = x.to(F32)
+    if x.device.type != "cpu":
+        return torch.linalg.vector_norm(x.to(F64), dim=-1)
+    return kernels.norms(x)
+
+
+def product(
+    engine: Engine, a: Tensor, b: Tensor, bias: Tensor | None = None, alpha: float = 1, beta: float = 1, part: str = ""
+) -> Tensor:
+    """alpha * a @ b + beta * bias, rounded once.
+
+    |error| <= gamma_(k+3) * (|alpha| |a_i| |b_j| + |beta bias_j|) by Cauchy-Schwarz on the sum of |a||b|.
+
+    Args:
+        a: ``(m, k)`` or ``(batch, m, k)``.
+        b: ``(k, n)`` or ``(batch, k, n)``.
+        bias: broadcastable to the result.
+    """
+    c = engine.product_dtype(a.dtype)
+    wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
+    shape = (*a.shape[:-1], b.shape[-1])
+    y = engine.workspace.get("y", shape, c, a.device)
+    if bias is None or beta == 0:
+        torch.matmul(wide_a, wide_b, out=y)
+        if alpha != 1:
+            y.mul_(alpha)
+    else:
+        wide_bias = engine.workspace.widen("bias", bias, c).expand(shape)
+        fused = torch.addmm if a.dim() == 2 else torch.baddbmm
+        fused(wide_bias, wide_a, wide_b, beta=beta, alpha=alpha, out=y)
+    k = a.shape[-1]
+    name = "mm" if a.dim() == 2 else "bmm"
+
+    def scale() -> Scale:
+        rows, cols = row_norms(a), row_norms(b.mT)
+        batch = a.shape[0] if a.dim() == 3 else 1
+        kappa = sum_kappa(k, str(c).removeprefix("torch."), 3)
+        s = Scale(name, k, kappa, (batch, *shape[-2:]), row=rows if alpha == 1 else rows * abs(alpha), col=cols)
+        if bias is None or beta == 0:
+            return s
+        magnitude = bias.to(F64).abs() * abs(beta)
+        if bias.dim() == 1 or bias.shape[:-1].numel() == 1:
+            s.bias = magnitude.reshape(-1).expand(shape[-1]).contiguous()
+            return s
+        full = s.dense(y) + magnitude.expand(shape).reshape(s.shape)
+        return Scale(name, k, kappa, s.shape, full=full)
+
+    def vary() -> Tensor:
+        order = permutation(k, a.device)
+        other = torch.matmul(wide_a[..., order], wide_b[..., order, :]).mul_(alpha)
+        return other if bias is None or beta == 0 else other.add_(bias.to(c) * beta)
+
+    return engine.settle(part, y, scale, engine.format(a.dtype), vary)
+
+
+def permutation(k: int, device: torch.device) -> Tensor:
+    """A fixed order in which to sum k terms that is far from ascending: i -> i * odd mod k, odd near k / golden ratio."""
+    odd = max(1, round(k * 0.6180339887498949)) | 1
+    while math.gcd(odd, k) != 1:
+        odd += 2
+    return torch.arange(k, device=device) * odd % k
+
+
+def _check(engine: Engine, a: Tensor, b: Tensor) -> None:
+    if a.dtype is not b.dtype:
+        engine.refuse(f"operands of dtypes {a.dtype} and {b.dtype}")
+
+
+@register("mm.default", "bmm.default", cls=OpClass.VARYING)
+def mm(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
+    """a @ b."""
+    _check(engine, a, b)
+    return product(engine, a, b)
+
+
+@register("addmm.default", "baddbmm.default", cls=OpClass.VARYING)
+def addmm(engine: Engine, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    """beta * bias + alpha * a @ b."""
+    _check(engine, a, b)
+    return product(engine, a, b, bias, alpha, beta)
+
+
+@register("mv.default", cls=OpClass.VARYING)
+def mv(engine: Engine, a: Tensor, x: Tensor) -> Tensor:
+    """Matrix times vector."""
+    return product(engine, a, x.unsqueeze(1)).squeeze(1)
+
+
+@register("addmv.default", cls=OpClass.VARYING)
+def addmv(engine: Engine, bias: Tensor, a: Tensor, x: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    """beta * bias + alpha * a @ x."""
+    column = bias.expand(a.shape[0]).unsqueeze(1)
+    return product(engine, a, x.unsqueeze(1), column, alpha, beta).squeeze(1)
+
+
+@register("dot.default", "vdot.default", cls=OpClass.VARYING)
+def dot(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of two vectors."""
+    return product(engine, a.unsqueeze(0), b.unsqueeze(1)).view(())

@@ -1,0 +1,250 @@
+"""Random numbers: every draw comes from the counter-based generator (numerics §2, class 5).
+
+A draw is keyed by (seed, stream, step, number of the draw in the step); torch's generators are never reached. A
+generator that the caller passes is represented by its initial seed, folded into the stream's name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.optable import OpClass, forbid, register
+from vtrain.engine.randoms import PhiloxSource
+from vtrain.rounding.bounds import FUNCTION_KAPPA, NORMAL_KAPPA
+from vtrain.rounding.formats import FLOAT32
+from vtrain.rounding.scale import Scale
+
+Tensor = torch.Tensor
+Generator = torch.Generator | None
+RANDOM = OpClass.RANDOM
+
+
+def _source(engine: Engine, generator: Generator) -> PhiloxSource:
+    if generator is None:
+        return engine.randoms
+    return PhiloxSource(engine.seed, f"torch-generator-{generator.initial_seed()}")
+
+
+def _dtype(dtype: torch.dtype | None) -> torch.dtype:
+    return dtype or torch.get_default_dtype()
+
+
+def standard_normal(engine: Engine, shape: Sequence[int], device: torch.device | str, generator: Generator = None) -> Tensor:
+    """sqrt(-2 ln u1) * cos(2 pi u2) in float64, settled to float32; s is the radius (Box and Muller 1958)."""
+    u1, u2 = _source(engine, generator).normal_parts(shape, *engine.next_draw(), device=device)
+    radius = u1.log().mul_(-2.0).sqrt()
+    y = torch.mul(radius, u2.mul_(2.0 * math.pi).cos())
+    scale = Scale("function", 1, NORMAL_KAPPA, (1, 1, y.numel()), full=radius.contiguous())
+    return engine.settle("normal", y, lambda: scale, FLOAT32)
+
+
+def normal(
+    engine: Engine, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, mean: float | Tensor = 0.0,
+    std: float | Tensor = 1.0, generator: Generator = None,
+) -> Tensor:
+    """mean + std * z with z rounded to float32 first."""
+    z = standard_normal(engine, shape, device, generator)
+    if isinstance(std, Tensor) or std != 1.0:
+        z = torch.mul(z, std)
+    if isinstance(mean, Tensor) or mean != 0.0:
+        z = torch.add(z, mean)
+    return engine.finish(z, dtype)
+
+
+def uniform(
+    engine: Engine, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, low: float = 0.0, high: float = 1.0,
+    generator: Generator = None,
+) -> Tensor:
+    """Uniform in [low, high)."""
+    if dtype is F64:
+        engine.refuse("random float64")
+    drawn = _source(engine, generator).uniform(shape, dtype, device, low, high, *engine.next_draw())
+    return engine.finish(drawn, dtype) if dtype is F32 else drawn
+
+
+def coin(engine: Engine, like: Tensor, p: float, generator: Generator = None) -> Tensor:
+    """True with probability p, of like's shape."""
+    return _source(engine, generator).bernoulli_mask(like.shape, p, *engine.next_draw(), device=like.device)
+
+
+@register("normal_.default", cls=RANDOM)
+def normal_(engine: Engine, x: Tensor, mean: float = 0, std: float = 1, *, generator: Generator = None) -> Tensor:
+    """Fill with normal draws."""
+    return x.copy_(normal(engine, x.shape, x.dtype, x.device, mean, std, generator))
+
+
+@register("normal_functional.default", cls=RANDOM)
+def normal_functional(engine: Engine, x: Tensor, mean: float = 0, std: float = 1, *, generator: Generator = None) -> Tensor:
+    """Normal draws of x's shape."""
+    return normal(engine, x.shape, x.dtype, x.device, mean, std, generator)
+
+
+@register("normal.Tensor_Tensor", "normal.Tensor_float", "normal.float_Tensor", cls=RANDOM)
+def normal_tensors(engine: Engine, mean: Tensor | float, std: Tensor | float = 1, *, generator: Generator = None) -> Tensor:
+    """Normal draws with elementwise mean or deviation."""
+    like = mean if isinstance(mean, Tensor) else std
+    assert isinstance(like, Tensor)
+    shape = torch.broadcast_shapes(*(v.shape for v in (mean, std) if isinstance(v, Tensor)))
+    return normal(engine, shape, like.dtype, like.device, mean, std, generator)
+
+
+@register("uniform_.default", cls=RANDOM)
+def uniform_(engine: Engine, x: Tensor, low: float = 0, high: float = 1, *, generator: Generator = None) -> Tensor:
+    """Fill with uniform draws."""
+    return x.copy_(uniform(engine, x.shape, x.dtype, x.device, low, high, generator))
+
+
+@register("rand.default", "rand.generator", cls=RANDOM)
+def rand(engine: Engine, size: Sequence[int], *, dtype: torch.dtype | None = None, device: torch.device | None = None,
+         generator: Generator = None, **_: object) -> Tensor:
+    """Uniform in [0, 1)."""
+    return uniform(engine, size, _dtype(dtype), device or "cpu", generator=generator)
+
+
+@register("randn.default", "randn.generator", cls=RANDOM)
+def randn(engine: Engine, size: Sequence[int], *, dtype: torch.dtype | None = None, device: torch.device | None = None,
+          generator: Generator = None, **_: object) -> Tensor:
+    """Standard normal."""
+    return normal(engine, size, _dtype(dtype), device or "cpu", generator=generator)
+
+
+@register("rand_like.default", cls=RANDOM)
+def rand_like(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object) -> Tensor:
+    """Uniform in [0, 1) of x's shape."""
+    return uniform(engine, x.shape, dtype or x.dtype, device or x.device)
+
+
+@register("randn_like.default", cls=RANDOM)
+def randn_like(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object) -> Tensor:
+    """Standard normal of x's shape."""
+    return normal(engine, x.shape, dtype or x.dtype, device or x.device)
+
+
+def _integers(
+    engine: Engine, shape: Sequence[int], low: int, high: int, dtype: torch.dtype | None, device: torch.device | str | None,
+    generator: Generator = None,
+) -> Tensor:
+    dtype = dtype or torch.int64
+    source, draw = _source(engine, generator), engine.next_draw()
+    if dtype.is_floating_point:
+        return source.randint(shape, low, high, *draw, device=device or "cpu").to(dtype)
+    return source.randint(shape, low, high, *draw, device=device or "cpu", dtype=dtype)
+
+
+@register("randint.default", "randint.generator", cls=RANDOM)
+def randint(engine: Engine, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None,
+            device: torch.device | None = None, generator: Generator = None, **_: object) -> Tensor:
+    """Integers in [0, high)."""
+    return _integers(engine, size, 0, high, dtype, device, generator)
+
+
+@register("randint.low", "randint.low_generator", cls=RANDOM)
+def randint_low(engine: Engine, low: int, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None,
+                device: torch.device | None = None, generator: Generator = None, **_: object) -> Tensor:
+    """Integers in [low, high)."""
+    return _integers(engine, size, low, high, dtype, device, generator)
+
+
+@register("randint_like.default", cls=RANDOM)
+def randint_like(engine: Engine, x: Tensor, high: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None,
+                 **_: object) -> Tensor:
+    """Integers in [0, high) of x's shape."""
+    return _integers(engine, x.shape, 0, high, dtype or x.dtype, device or x.device)
+
+
+@register("randint_like.low_dtype", cls=RANDOM)
+def randint_like_low(engine: Engine, x: Tensor, low: int, high: int, *, dtype: torch.dtype | None = None,
+                     device: torch.device | None = None, **_: object) -> Tensor:
+    """Integers in [low, high) of x's shape."""
+    return _integers(engine, x.shape, low, high, dtype or x.dtype, device or x.device)
+
+
+@register("random_.from", cls=RANDOM)
+def random_from(engine: Engine, x: Tensor, low: int, high: int | None, *, generator: Generator = None) -> Tensor:
+    """Fill with integers in [low, high)."""
+    return x.copy_(_integers(engine, x.shape, low, 2**31 if high is None else high, torch.int64, x.device, generator))
+
+
+@register("random_.to", cls=RANDOM)
+def random_to(engine: Engine, x: Tensor, high: int, *, generator: Generator = None) -> Tensor:
+    """Fill with integers in [0, high)."""
+    return x.copy_(_integers(engine, x.shape, 0, high, torch.int64, x.device, generator))
+
+
+@register("randperm.default", "randperm.generator", cls=RANDOM)
+def randperm(engine: Engine, n: int, *, dtype: torch.dtype | None = torch.int64, device: torch.device | None = None,
+             generator: Generator = None, **_: object) -> Tensor:
+    """A permutation of 0..n-1."""
+    drawn = _source(engine, generator).randperm(n, *engine.next_draw(), device=device or "cpu")
+    return drawn if dtype is None else drawn.to(dtype)
+
+
+@register("bernoulli_.float", cls=RANDOM)
+def bernoulli_(engine: Engine, x: Tensor, p: float = 0.5, *, generator: Generator = None) -> Tensor:
+    """Fill with 1 with probability p, else 0."""
+    return x.copy_(coin(engine, x, p, generator))
+
+
+@register("bernoulli.p", cls=RANDOM)
+def bernoulli_p(engine: Engine, x: Tensor, p: float = 0.5, *, generator: Generator = None) -> Tensor:
+    """1 with probability p, else 0, of x's shape."""
+    return coin(engine, x, p, generator).to(x.dtype)
+
+
+@register("bernoulli.default", "bernoulli.Tensor", cls=RANDOM)
+def bernoulli(engine: Engine, x: Tensor, p: Tensor | None = None, *, generator: Generator = None) -> Tensor:
+    """1 where a uniform draw is below the element's probability, else 0."""
+    chance = x if p is None else p.expand(x.shape)
+    return torch.lt(uniform(engine, x.shape, F32, x.device, generator=generator), chance.to(F32)).to(x.dtype)
+
+
+@register("bernoulli_.Tensor", cls=RANDOM)
+def bernoulli_tensor_(engine: Engine, x: Tensor, p: Tensor, *, generator: Generator = None) -> Tensor:
+    """Fill with 1 where a uniform draw is below p, else 0."""
+    return x.copy_(bernoulli(engine, x, p, generator=generator))
+
+
+@register("native_dropout.default", cls=RANDOM)
+def native_dropout(engine: Engine, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """x * mask / (1 - p), the mask kept with probability 1 - p; and the mask."""
+    if train is False:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    if p == 1:
+        return torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+    mask = coin(engine, x, 1 - p)
+    return engine.finish(torch.mul(engine.lift(x), mask.to(F32)).mul_(1 / (1 - p)), x.dtype), mask
+
+
+@register("exponential_.default", cls=RANDOM)
+def exponential_(engine: Engine, x: Tensor, rate: float = 1, *, generator: Generator = None) -> Tensor:
+    """Fill with -ln(u) / rate, u uniform in (0, 1]."""
+    u = _source(engine, generator).exponential_parts(x.shape, *engine.next_draw(), device=x.device)
+    y = u.log_().neg_().div_(rate)
+    return x.copy_(engine.function(y, engine.format(x.dtype), kappa=FUNCTION_KAPPA + 2))
+
+
+@register("multinomial.default", cls=RANDOM)
+def multinomial(engine: Engine, weights: Tensor, count: int, replacement: bool = False, *, generator: Generator = None) -> Tensor:
+    """Indices drawn by weight: the exponential race, -ln(u) / w rounded to float32, least first (ties: lowest index).
+
+    With replacement, one race a draw.
+    """
+    w = engine.lift(weights)
+    rows = w.unsqueeze(0) if w.dim() == 1 else w
+    races = rows.unsqueeze(1).expand(-1, count if replacement else 1, -1)
+    u = _source(engine, generator).exponential_parts(races.shape, *engine.next_draw(), device=w.device)
+    times = engine.function(u.log_().neg_().div_(races.to(F64)), part="race", kappa=FUNCTION_KAPPA + 2)
+    times = torch.where(races > 0, times, float("inf"))
+    drawn = times.argmin(-1) if replacement else times.squeeze(1).sort(dim=-1, stable=True).indices[..., :count]
+    return drawn.squeeze(0) if w.dim() == 1 else drawn
+
+
+forbid(
+    "no definition of this draw is part of the contract",
+    "geometric_.default cauchy_.default log_normal_.default poisson.default binomial.default rrelu_with_noise.default "
+    "_standard_gamma.default _sample_dirichlet.default random_.default".split(),
+)

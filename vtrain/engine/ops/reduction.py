@@ -1,0 +1,218 @@
+"""Sums and what is made of them, accumulated in float64 (numerics §2, class 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from vtrain import kernels
+from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.ops.functions import exp32, log32, power, settle_function
+from vtrain.engine.optable import OpClass, register
+from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.formats import FLOAT32, Format
+from vtrain.rounding.scale import Scale
+
+Tensor = torch.Tensor
+
+
+def normal_dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
+    """Dimensions to reduce, ascending; None and an empty list mean all."""
+    if dim is None or (isinstance(dim, Sequence) and not dim):
+        return list(range(x.dim()))
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    return sorted(d % max(1, x.dim()) for d in dims)
+
+
+def _rows(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """x as ``(rows, n)``, the reduced dimensions last, without a copy where its layout allows; and the kept shape."""
+    kept = [d for d in range(x.dim()) if d not in dims]
+    shape = [x.shape[d] for d in kept]
+    n = math.prod(x.shape[d] for d in dims)
+    rows = math.prod(shape)
+    if x.is_contiguous() and dims and kept and max(dims) < min(kept):
+        return x.view(n, rows).t(), shape
+    return x.permute(*kept, *dims).reshape(rows, n), shape
+
+
+def sum_and_scale(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Sum of x and of |x| over dims, float64, the kept dimensions in order.
+
+    Two dimensions that straddle a kept one (batch norm) are summed one after the other: no copy of x is made.
+    """
+    if x.dtype is torch.float16:
+        x = x.to(F32)
+    if x.device.type != "cpu":
+        wide = x.to(F64)
+        return wide.sum(dims), wide.abs().sum(dims)
+    if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
+        y, s = kernels.sums(x.view(x.shape[0] * x.shape[1], -1))
+        return y.view(x.shape[:2]).sum(0), s.view(x.shape[:2]).sum(0)
+    rows, shape = _rows(x, dims)
+    y, s = kernels.sums(rows)
+    return y.view(shape), s.view(shape)
+
+
+def settled_sum(
+    engine: Engine, x: Tensor, dims: Sequence[int], fmt: Format = FLOAT32, part: str = "", divisor: float = 1.0
+) -> Tensor:
+    """sum(x, dims) / divisor, rounded once; the reduced dimensions are dropped."""
+    n = math.prod(x.shape[d] for d in dims)
+    y, s = sum_and_scale(x, dims)
+    if divisor != 1.0:
+        y, s = y / divisor, s / abs(divisor)
+    kappa = sum_kappa(n, "float64", 2)
+    return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), full=s.contiguous()), fmt)
+
+
+def _keep(y: Tensor, x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    return y.view([1 if d in dims else x.shape[d] for d in range(x.dim())]) if keepdim else y
+
+
+def _no_floats(*args: object, dtype: torch.dtype | None = None, **kwargs: object) -> bool:
+    x = args[0]
+    return isinstance(x, Tensor) and not x.is_floating_point() and (dtype is None or not dtype.is_floating_point)
+
+
+@register("sum.default", "sum.dim_IntList", cls=OpClass.VARYING, native_when=_no_floats)
+def sum_(
+    engine: Engine, x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Sum over dim."""
+    dims = normal_dims(x, dim)
+    target = engine.format(dtype or x.dtype)
+    return _keep(settled_sum(engine, x if x.is_floating_point() else x.to(F32), dims, target), x, dims, keepdim)
+
+
+@register("mean.default", "mean.dim", cls=OpClass.VARYING)
+def mean(
+    engine: Engine, x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Sum over dim divided by its length, rounded once."""
+    dims = normal_dims(x, dim)
+    n = math.prod(x.shape[d] for d in dims)
+    return _keep(settled_sum(engine, x, dims, engine.format(dtype or x.dtype), divisor=n), x, dims, keepdim)
+
+
+def moments(engine: Engine, x: Tensor, dims: Sequence[int], correction: float = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, centred values and variance of float32 x, each rounded to float32.
+
+    The variance is the sum of the squares of the *rounded* centred values: products of float32 values are exact in
+    float64, so only the sum varies.
+
+    Returns:
+        mean and var with the reduced dimensions kept as 1; x - mean of x's shape.
+    """
+    n = math.prod(x.shape[d] for d in dims)
+    mean_ = _keep(settled_sum(engine, x, dims, part="mean", divisor=n), x, dims, True)
+    centred = torch.sub(x, mean_)
+    return mean_, centred, _keep(mean_square(engine, centred, dims, max(0.0, n - correction), "var"), x, dims, True)
+
+
+def mean_square(engine: Engine, x: Tensor, dims: Sequence[int], divisor: float, part: str) -> Tensor:
+    """sum(x^2, dims) / divisor of float32 x, rounded to float32; the sum is its own scale."""
+    n = math.prod(x.shape[d] for d in dims)
+    y = squares(x, dims) / divisor
+    kappa = sum_kappa(n, "float64", 2)
+    return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), relative=True), FLOAT32)
+
+
+def squares(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """sum(x^2, dims) in float64."""
+    if x.device.type != "cpu":
+        return x.to(F64).square().sum(dims)
+    if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
+        return kernels.squares(x.view(x.shape[0] * x.shape[1], -1)).view(x.shape[:2]).sum(0)
+    rows, shape = _rows(x, dims)
+    return kernels.squares(rows).view(shape)
+
+
+def product_sum(engine: Engine, a: Tensor, b: Tensor, dims: Sequence[int], part: str) -> Tensor:
+    """sum(a * b, dims): the products rounded to float32 first, as the unfused sequence would."""
+    return settled_sum(engine, torch.mul(a, b), dims, part=part)
+
+
+@register("var.correction", "std.correction", cls=OpClass.COMPOSITE)
+def var(
+    engine: Engine, x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = 1, keepdim: bool = False
+) -> Tensor:
+    """Variance (or its square root) over dim."""
+    dims = normal_dims(x, dim)
+    v = moments(engine, engine.lift(x), dims, 1 if correction is None else correction)[2]
+    if engine.op.startswith("aten.std"):
+        v = settle_function(engine, torch.sqrt, v, part="sqrt")
+    v = engine.finish(v, x.dtype)
+    return v if keepdim else v.view([x.shape[d] for d in range(x.dim()) if d not in dims])
+
+
+@register("var_mean.correction", cls=OpClass.COMPOSITE)
+def var_mean(
+    engine: Engine, x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = 1, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Variance and mean over dim."""
+    dims = normal_dims(x, dim)
+    m, _, v = moments(engine, engine.lift(x), dims, 1 if correction is None else correction)
+    if not keepdim:
+        shape = [x.shape[d] for d in range(x.dim()) if d not in dims]
+        m, v = m.view(shape), v.view(shape)
+    return engine.finish(v, x.dtype), engine.finish(m, x.dtype)
+
+
+@register("linalg_vector_norm.default", cls=OpClass.COMPOSITE)
+def vector_norm(
+    engine: Engine, x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """ord-norm over dim: 1, 2, infinity, or sum(|x|^p)^(1/p)."""
+    dims = normal_dims(x, dim)
+    out = dtype or x.dtype
+    magnitude = engine.lift(x).abs()
+    if math.isinf(ord):
+        y = magnitude.amax(dims) if ord > 0 else magnitude.amin(dims)
+    elif ord == 0:
+        y = (magnitude != 0).sum(dims).to(F32)
+    elif ord == 1:
+        y = settled_sum(engine, magnitude, dims)
+    elif ord == 2:
+        y = settle_function(engine, torch.sqrt, mean_square(engine, magnitude, dims, 1.0, "squares"), part="sqrt")
+    else:
+        total = settled_sum(engine, power(engine, magnitude, ord, F32), dims, part="sum")
+        y = settle_function(engine, lambda v, out: torch.pow(v, 1.0 / ord, out=out), total, part="root")
+    return _keep(engine.finish(y, out), x, dims, keepdim)
+
+
+@register("norm.Scalar", "norm.ScalarOpt_dim", cls=OpClass.COMPOSITE)
+def norm(engine: Engine, x: Tensor, p: float | None = 2, dim: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """p-norm over dim."""
+    return vector_norm(engine, x, 2 if p is None else p, dim, keepdim)
+
+
+@register("cumsum.default", cls=OpClass.VARYING, native_when=_no_floats)
+def cumsum(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Running sums along dim."""
+    wide = x.to(F64)
+    y, s = wide.cumsum(dim), wide.abs().cumsum(dim)
+    kappa = sum_kappa(x.shape[dim] if x.dim() else 1, "float64")
+    scale = Scale("sum", max(2, x.numel()), kappa, (1, 1, y.numel()), full=s.contiguous())
+    return engine.settle("", y, lambda: scale, engine.format(dtype or x.dtype))
+
+
+@register("prod.default", "prod.dim_int", cls=OpClass.VARYING, native_when=_no_floats)
+def prod(engine: Engine, x: Tensor, dim: int | None = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    """Product over dim in float64: n - 1 roundings, each relative."""
+    n = x.numel() if dim is None else x.shape[dim]
+    y = x.to(F64).prod() if dim is None else x.to(F64).prod(dim, keepdim=keepdim)
+    return engine.function(y, engine.format(dtype or x.dtype), kappa=sum_kappa(n, "float64"))
+
+
+@register("logsumexp.default", cls=OpClass.COMPOSITE)
+def logsumexp(engine: Engine, x: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tensor:
+    """log(sum(exp(x - max))) + max."""
+    dims = normal_dims(x, dim)
+    wide = engine.lift(x)
+    top = wide.amax(dims, keepdim=True)
+    top = torch.where(top.isinf(), 0.0, top)
+    total = settled_sum(engine, exp32(engine, torch.sub(wide, top), "exp"), dims, part="sum")
+    y = torch.add(log32(engine, total, "log"), top.view(total.shape))
+    return _keep(engine.finish(y, x.dtype), x, dims, keepdim)

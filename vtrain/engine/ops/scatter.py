@@ -1,0 +1,164 @@
+"""Additions at indices: several terms may meet in one element (numerics §2, class 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from vtrain.engine.core import F64, Engine
+from vtrain.engine.optable import OpClass, register
+from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.scale import Scale
+
+Tensor = torch.Tensor
+aten = torch.ops.aten
+
+
+def settle_linear(
+    engine: Engine, f: Callable[[Tensor], Tensor], x: Tensor, terms: int, dtype: torch.dtype, part: str = "", extra: int = 1
+) -> Tensor:
+    """f(x) for an f that adds up elements of x with weights >= 0, in float64; s = f(|x|).
+
+    Args:
+        terms: most elements that meet in one result.
+        extra: roundings of each term (a weight, a division).
+    """
+    wide = x.to(F64)
+    y = f(wide)
+
+    def scale() -> Scale:
+        kappa = sum_kappa(max(1, terms), "float64", extra)
+        return Scale("scatter", max(2, terms), kappa, (1, 1, y.numel()), full=f(wide.abs()).contiguous())
+
+    return engine.settle(part, y, scale, engine.format(dtype))
+
+
+@register("embedding_dense_backward.default", cls=OpClass.VARYING)
+def embedding_backward(
+    engine: Engine, grad: Tensor, indices: Tensor, rows: int, padding_idx: int, scale_by_freq: bool
+) -> Tensor:
+    """Sum of the gradients of each row's uses. Only rows in use are summed and settled; the others are 0."""
+    if scale_by_freq:
+        engine.refuse("scale_grad_by_freq")
+    flat, g = indices.reshape(-1), grad.reshape(-1, grad.shape[-1])
+    if padding_idx >= 0:
+        keep = flat != padding_idx
+        flat, g = flat[keep], g[keep]
+    used, inverse = torch.unique(flat, return_inverse=True)
+    if used.numel() == 0:
+        return torch.zeros(rows, grad.shape[-1], dtype=grad.dtype, device=grad.device)
+    shape = (used.numel(), grad.shape[-1])
+    most = int(torch.bincount(inverse).max())
+    sums = settle_linear(
+        engine, lambda v: v.new_zeros(shape).index_add_(0, inverse, v), g, most, grad.dtype, extra=0
+    )
+    out = torch.zeros(rows, grad.shape[-1], dtype=grad.dtype, device=grad.device)
+    return out.index_copy_(0, used, sums)
+
+
+def _accumulate(engine: Engine, x: Tensor, values: Tensor, add: Callable[[Tensor, Tensor], Tensor], alpha: float = 1) -> Tensor:
+    """x plus values at indices, rounded once; s likewise from magnitudes."""
+    y = add(x.to(F64), values.to(F64) * alpha)
+
+    def scale() -> Scale:
+        s = add(x.to(F64).abs(), values.to(F64).abs() * abs(alpha))
+        kappa = sum_kappa(values.numel() + 1, "float64", 1)
+        return Scale("scatter", values.numel() + 1, kappa, (1, 1, y.numel()), full=s.contiguous())
+
+    return engine.settle("", y, scale, engine.format(x.dtype))
+
+
+def _integers(*args: object, **kwargs: object) -> bool:
+    return isinstance(args[0], Tensor) and not args[0].is_floating_point()
+
+
+def _no_add(x: Tensor, indices: object, values: Tensor, accumulate: bool = False, unsafe: bool = False) -> bool:
+    return not accumulate or not x.is_floating_point()
+
+
+@register("index_add.default", cls=OpClass.VARYING, native_when=_integers)
+def index_add(engine: Engine, x: Tensor, dim: int, index: Tensor, source: Tensor, alpha: float = 1) -> Tensor:
+    """x[index] += alpha * source along dim."""
+    return _accumulate(engine, x, source, lambda a, v: a.index_add(dim, index, v), alpha)
+
+
+@register("scatter_add.default", cls=OpClass.VARYING, native_when=_integers)
+def scatter_add(engine: Engine, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """x.scatter_add(dim, index, source)."""
+    return _accumulate(engine, x, source, lambda a, v: a.scatter_add(dim, index, v))
+
+
+@register("index_put.default", "_unsafe_index_put.default", cls=OpClass.VARYING, native_when=_no_add)
+def index_put(
+    engine: Engine, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """x[indices] += values."""
+    return _accumulate(engine, x, values, lambda a, v: a.index_put(list(indices), v, accumulate=True))
+
+
+@register("_index_put_impl_.default", cls=OpClass.VARYING, native_when=_no_add)
+def index_put_impl(
+    engine: Engine, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, unsafe: bool = False
+) -> Tensor:
+    """x[indices] += values, in place."""
+    return x.copy_(index_put(engine, x, indices, values, True))
+
+
+@register("max_pool2d_with_indices_backward.default", cls=OpClass.VARYING)
+def max_pool_backward(
+    engine: Engine, grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], ceil_mode: bool, indices: Tensor,
+) -> Tensor:
+    """Each gradient to its window's maximum; overlapping windows add up."""
+    args = (kernel, stride, padding, dilation, ceil_mode, indices)
+    area = kernel[0] * kernel[-1]
+    wide = x.to(F64)
+    f = lambda g: aten.max_pool2d_with_indices_backward(g, wide, *args)  # noqa: E731
+    return settle_linear(engine, f, grad, area, grad.dtype, extra=0)
+
+
+@register("avg_pool2d.default", cls=OpClass.VARYING)
+def avg_pool2d(
+    engine: Engine, x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor: int | None = None,
+) -> Tensor:
+    """Mean of each window."""
+    f = lambda v: aten.avg_pool2d(v, kernel, stride, padding, ceil_mode, count_include_pad, divisor)  # noqa: E731
+    return settle_linear(engine, f, x, kernel[0] * kernel[-1], x.dtype)
+
+
+@register("avg_pool2d_backward.default", cls=OpClass.VARYING)
+def avg_pool2d_backward(
+    engine: Engine, grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+) -> Tensor:
+    """Each window's share of its gradient."""
+    wide = x.to(F64)
+    args = (kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+    f = lambda g: aten.avg_pool2d_backward(g, wide, *args)  # noqa: E731
+    return settle_linear(engine, f, grad, kernel[0] * kernel[-1], grad.dtype)
+
+
+@register("_adaptive_avg_pool2d.default", cls=OpClass.VARYING)
+def adaptive_avg_pool2d(engine: Engine, x: Tensor, size: Sequence[int]) -> Tensor:
+    """Mean of each of size windows."""
+    f = lambda v: aten._adaptive_avg_pool2d(v, size)  # noqa: E731
+    return settle_linear(engine, f, x, x.shape[-1] * x.shape[-2], x.dtype)
+
+
+@register("_adaptive_avg_pool2d_backward.default", cls=OpClass.VARYING)
+def adaptive_avg_pool2d_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
+    """Each window's share of its gradient."""
+    wide = x.to(F64)
+    f = lambda g: aten._adaptive_avg_pool2d_backward(g, wide)  # noqa: E731
+    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype)
+
+
+@register("upsample_nearest2d_backward.default", cls=OpClass.VARYING)
+def upsample_nearest2d_backward(
+    engine: Engine, grad: Tensor, out: Sequence[int], size: Sequence[int], h: float | None = None, w: float | None = None
+) -> Tensor:
+    """Sum over the positions that read each input."""
+    f = lambda g: aten.upsample_nearest2d_backward(g, out, size, h, w)  # noqa: E731
+    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=0)

@@ -1,0 +1,92 @@
+"""Kernels of the host target, called on tensors: dtype, device and layout are checked here, once.
+
+On other devices ``vtrain.rounding.generic`` does the same with tensor operations.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vtrain.kernels import _host
+from vtrain.rounding.formats import Format
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+Sink = _host.Sink
+ENCODINGS = {"sparse": 0, "ternary": 1, "auto": 2}
+
+
+def variant() -> str:
+    """Instruction set of the kernels in use: generic, avx2 or avx512 (forced by VTRAIN_CPU)."""
+    return str(_host.variant())
+
+
+def geometry(y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int]) -> tuple[int, bool, int, int, int, int, int]:
+    """Address and shape of a settled tensor as the kernels take them.
+
+    Raises:
+        ValueError: y is not a contiguous CPU tensor of float32 or float64, or out does not match it.
+    """
+    if y.dtype is torch.float64:
+        wide = True
+    elif y.dtype is torch.float32:
+        wide = False
+    else:
+        raise ValueError(f"y is {y.dtype}, want float32 or float64")
+    if not (y.is_contiguous() and out.is_contiguous() and y.numel() == out.numel() == shape[0] * shape[1] * shape[2]):
+        raise ValueError(f"y {tuple(y.shape)} and out {tuple(out.shape)} must be contiguous and of shape {shape}")
+    return y.data_ptr(), wide, out.data_ptr(), *shape, torch.get_num_threads()
+
+
+def round_to(y: torch.Tensor, out: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """Round y (float32 or float64, contiguous, CPU) to ``fmt`` into ``out``; ties to even."""
+    _host.round_only(geometry(y, out, (1, 1, y.numel())), fmt.key)
+    return out
+
+
+_NORM, _SUM, _SQUARES = 0, 1, 2
+
+
+def _reduce(op: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x3 = x if x.dim() == 3 else x.unsqueeze(0)
+    y = torch.empty(x3.shape[:2], dtype=torch.float64)
+    s = torch.empty_like(y)
+    if y.numel():
+        threads = torch.get_num_threads()
+        _host.reduce(op, x.data_ptr(), TYPES[x.dtype], tuple(x3.shape), x3.stride(), y.data_ptr(), s.data_ptr(), threads)
+    return y.view(x.shape[:-1]), s.view(x.shape[:-1])
+
+
+def norms(x: torch.Tensor) -> torch.Tensor:
+    """Euclidean norms along the last dimension.
+
+    Args:
+        x: ``(rows, cols)`` or ``(batch, rows, cols)``, float32, bfloat16 or float64, CPU, any strides >= 0.
+
+    Returns:
+        float64 of x's shape without the last dimension; relative error below cols * 2^-53.
+    """
+    return _reduce(_NORM, x)[0]
+
+
+def sums(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums and sums of magnitudes along the last dimension, float64; x as in ``norms``."""
+    return _reduce(_SUM, x)
+
+
+def squares(x: torch.Tensor) -> torch.Tensor:
+    """Sums of squares along the last dimension, float64; x as in ``norms``."""
+    return _reduce(_SQUARES, x)[0]
+
+
+Geometry = tuple[int, ...]  # n, c, h, w, kh, kw, stride (2), padding (2), dilation (2), oh, ow: see host/columns.hpp
+
+
+def to_columns(x: torch.Tensor, cols: torch.Tensor, g: Geometry) -> None:
+    """Patches of x ``(n, c, h, w)`` as ``(c * kh * kw, n * oh * ow)`` in C, both contiguous."""
+    wide = cols.dtype is torch.float64
+    _host.columns(g, TYPES[x.dtype], x.data_ptr(), wide, cols.data_ptr(), torch.get_num_threads())
+
+
+def from_columns(cols: torch.Tensor, x: torch.Tensor, g: Geometry) -> None:
+    """The transpose of ``to_columns``: x becomes the sum of the columns' elements that read it, in C."""
+    _host.image(g, cols.dtype is torch.float64, cols.data_ptr(), x.data_ptr(), torch.get_num_threads())

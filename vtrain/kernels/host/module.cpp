@@ -1,0 +1,195 @@
+// Python binding of the host target. Tensors arrive as addresses: the caller (vtrain.kernels) has checked dtype,
+// contiguity and sizes; this file checks only what the log says.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "../codes.hpp"
+#include "columns.hpp"
+
+namespace nb = nanobind;
+using namespace vtrain;
+
+namespace {
+
+using Ptr = uintptr_t;
+using FormatTuple = std::tuple<int, int, int, int>;                        // container, p, emin, emax
+using GeometryTuple = std::tuple<Ptr, bool, Ptr, int64_t, int64_t, int64_t, int>;  // y, y_is_f64, out, batch, rows, cols, threads
+using ScaleTuple = std::tuple<double, double, Ptr, Ptr, Ptr, Ptr, bool>;   // tau, eta, r, c, d, s, relative
+
+const Variant* choose() {
+  const char* forced = std::getenv("VTRAIN_CPU");
+  std::string want = forced ? forced : "";
+  if (!want.empty() && want != "generic" && want != "avx2" && want != "avx512")
+    throw std::runtime_error("VTRAIN_CPU is '" + want + "', want generic, avx2 or avx512");
+#if defined(VTRAIN_X86)
+  __builtin_cpu_init();
+  bool has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if ((want == "avx512" && !has512) || (want == "avx2" && !has2))
+    throw std::runtime_error("VTRAIN_CPU is '" + want + "', which this processor lacks");
+  if (has512 && (want.empty() || want == "avx512")) return variant_avx512();
+  if (has2 && want != "generic") return variant_avx2();
+#else
+  if (want == "avx512" || want == "avx2") throw std::runtime_error("VTRAIN_CPU is '" + want + "', which this processor lacks");
+#endif
+  return variant_generic();
+}
+
+const Variant& variant() {
+  static const Variant* v = choose();
+  return *v;
+}
+
+Job job_of(const GeometryTuple& g, const FormatTuple& f) {
+  auto [y, f64, out, batch, rows, cols, threads] = g;
+  auto [container, p, emin, emax] = f;
+  return Job{reinterpret_cast<const void*>(y), f64, reinterpret_cast<void*>(out), Format{container, p, emin, emax},
+             batch, rows, cols, threads};
+}
+
+const double* vec(Ptr p) { return reinterpret_cast<const double*>(p); }
+
+Scale scale_of(const ScaleTuple& t) {
+  auto [tau, eta, r, c, d, s, relative] = t;
+  return Scale{tau, eta, vec(r), vec(c), vec(d), vec(s), relative};
+}
+
+template <class T> nb::object bytes_of(const std::vector<T>& v) {
+  return nb::bytes(reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T));
+}
+
+// What one step logs. One a run; settle() appends, take() hands the columns over and starts anew.
+class Sink {
+ public:
+  explicit Sink(int encoding) : encoding_(encoding) {}
+
+  uint64_t settle(uint64_t seq, const GeometryTuple& geometry, const FormatTuple& format, const ScaleTuple& scale) {
+    Job job = job_of(geometry, format);
+    Scale s = scale_of(scale);
+    std::vector<std::vector<Entry>> parts;
+    nb::gil_scoped_release release;
+    variant().settle(job, s, parts);
+    return put(seq, static_cast<uint64_t>(job.batch * job.rows * job.cols), parts, job.format);
+  }
+
+  // Entries found elsewhere (another device): parallel little-endian arrays as bytes.
+  uint64_t add(uint64_t seq, uint64_t numel, const FormatTuple& format, nb::bytes index, nb::bytes y, nb::bytes w) {
+    auto [container, p, emin, emax] = format;
+    Format f{container, p, emin, emax};
+    size_t n = index.size() / 8;
+    if (y.size() != 8 * n || w.size() != 8 * n) throw std::invalid_argument("index, y and w differ in length");
+    const auto* pi = reinterpret_cast<const uint64_t*>(index.c_str());
+    const auto* py = reinterpret_cast<const double*>(y.c_str());
+    const auto* pw = reinterpret_cast<const double*>(w.c_str());
+    std::vector<std::vector<Entry>> parts(1);
+    for (size_t q = 0; q < n; q++) {
+      Entry e;
+      e.index = pi[q];
+      double low = py[q] - pw[q], high = py[q] + pw[q];
+      e.low = ordered(low != low ? -HUGE_VAL : round_format(low, f), f);
+      e.high = ordered(high != high ? HUGE_VAL : round_format(high, f), f);
+      if (py[q] != py[q] || e.low == e.high) continue;
+      e.value = ordered(round_format(py[q], f), f);
+      e.ternary = e.high - e.low == 1 && py[q] - 3.0 * pw[q] > from_ordered(e.low, f) &&
+                  py[q] + 3.0 * pw[q] < from_ordered(e.high, f);
+      parts[0].push_back(e);
+    }
+    return put(seq, numel, parts, f);
+  }
+
+  nb::tuple take() {
+    nb::tuple t = nb::make_tuple(bytes_of(c_.sites), bytes_of(c_.gaps), bytes_of(c_.codes), bytes_of(c_.values));
+    c_ = Columns();
+    return t;
+  }
+
+ private:
+  uint64_t put(uint64_t seq, uint64_t numel, const std::vector<std::vector<Entry>>& parts, const Format& f) {
+    uint64_t n = 0;
+    for (const auto& part : parts) n += part.size();
+    if (n) put_site(c_, seq, numel, parts, f, encoding_);
+    return n;
+  }
+  int encoding_;
+  Columns c_;
+};
+
+void round_only(const GeometryTuple& geometry, const FormatTuple& format) {
+  Job job = job_of(geometry, format);
+  nb::gil_scoped_release release;
+  variant().round(job);
+}
+
+// (corrections, fault, index, y', w', logged value); out holds round(y') with the corrections applied.
+std::tuple<uint64_t, int, uint64_t, double, double, double> replay(const GeometryTuple& geometry, const FormatTuple& format,
+    const ScaleTuple& scale, std::tuple<uint64_t, uint64_t, uint64_t, uint64_t> site, nb::bytes gaps, nb::bytes codes,
+    nb::bytes values) {
+  Job job = job_of(geometry, format);
+  Scale s = scale_of(scale);
+  auto [numel, encoding, narrow_count, wide] = site;
+  if (values.size() != 4 * wide) return {0, BAD_COUNT, 0, 0, 0, 0};
+  SiteBytes log{numel, encoding, narrow_count, wide, reinterpret_cast<const uint8_t*>(gaps.c_str()),
+                reinterpret_cast<const uint8_t*>(codes.c_str()), reinterpret_cast<const uint32_t*>(values.c_str()),
+                gaps.size(), codes.size()};
+  nb::gil_scoped_release release;
+  variant().round(job);
+  Verdict v = Replay(job, s).run(log);
+  return {v.corrections, v.fault, v.index, v.y, v.w, v.logged};
+}
+
+void reduce(int op, Ptr x, int type, std::tuple<int64_t, int64_t, int64_t> shape,
+            std::tuple<int64_t, int64_t, int64_t> stride, Ptr y, Ptr s, int threads) {
+  auto [batch, rows, cols] = shape;
+  auto [sb, sr, sc] = stride;
+  Reduction g{op, reinterpret_cast<const void*>(x), type, batch, rows, cols, sb, sr, sc, reinterpret_cast<double*>(y),
+              reinterpret_cast<double*>(s), threads};
+  nb::gil_scoped_release release;
+  variant().reduce(g);
+}
+
+Patches patches_of(const std::array<int64_t, 14>& g, int threads) {
+  return Patches{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10], g[11], g[12], g[13], threads};
+}
+
+void columns(const std::array<int64_t, 14>& g, int type, Ptr x, bool f64, Ptr cols, int threads) {
+  nb::gil_scoped_release release;
+  to_columns(patches_of(g, threads), type, reinterpret_cast<const void*>(x), f64, reinterpret_cast<void*>(cols));
+}
+
+void image(const std::array<int64_t, 14>& g, bool f64, Ptr cols, Ptr x, int threads) {
+  nb::gil_scoped_release release;
+  from_columns(patches_of(g, threads), f64, reinterpret_cast<const void*>(cols), reinterpret_cast<void*>(x));
+}
+
+double round_scalar(double y, const FormatTuple& format) {
+  auto [container, p, emin, emax] = format;
+  return round_format(y, Format{container, p, emin, emax});
+}
+
+int64_t ordered_scalar(double y, const FormatTuple& format) {
+  auto [container, p, emin, emax] = format;
+  Format f{container, p, emin, emax};
+  return ordered(round_format(y, f), f);
+}
+
+}  // namespace
+
+NB_MODULE(_host, m) {
+  m.def("variant", [] { return std::string(variant().name); });
+  m.def("round_only", &round_only);
+  m.def("replay", &replay);
+  m.def("reduce", &reduce);
+  m.def("columns", &columns);
+  m.def("image", &image);
+  m.def("round_scalar", &round_scalar);
+  m.def("ordered_scalar", &ordered_scalar);
+  nb::class_<Sink>(m, "Sink").def(nb::init<int>()).def("settle", &Sink::settle).def("add", &Sink::add).def("take", &Sink::take);
+}

@@ -1,0 +1,66 @@
+"""Error constants: kappa of each kind of operation, with its derivation or source (numerics §3).
+
+Everywhere, ``u`` is the unit roundoff of the compute type C, and a scale ``s`` is meant with
+
+    |y - exact| <= kappa * u * s                                                                        (1)
+
+for every faithful evaluation, in any order, with or without fused multiply-add. The doubt interval has half-width
+``tau * s + eta`` with ``tau = 2 * kappa * u``, since trainer and auditor may err in opposite directions.
+"""
+
+from __future__ import annotations
+
+U = {"float32": 2.0**-24, "float64": 2.0**-53}
+
+# Smallest positive number of C: one operation that underflows errs by at most half of it, absolutely. Products of
+# float32 values can't underflow in float64 (2^-298 against 2^-1074), so there eta is zero.
+UNDERFLOW = {"float32": 2.0**-149, "float64": 0.0}
+
+# Room for the roundings in norms, in tau * r * c and in y - w, y + w themselves: each is a few u of float64 relative
+# to a quantity below w / kappa, or at most n * 2^-53 relative for a norm over n < 2^31 elements.
+INFLATE = 1.0 + 2.0**-20
+
+
+def sum_kappa(n: int, compute: str, extra: int = 0) -> float:
+    """kappa of a sum of ``n`` products (or terms) in any order: gamma_n / u = n / (1 - n u).
+
+    Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Lemma 3.1 and (3.5): any order of a sum of n
+    products obeys |y - exact| <= gamma_n * sum|a||b|; fused multiply-add only removes roundings. ``extra`` counts
+    further roundings after the sum (a bias, a scaling). One more unit covers y - w and y + w, which are rounded to
+    float64 when they are formed.
+
+    Args:
+        n: length of the sum.
+        compute: dtype name of C.
+        extra: further roundings applied to the sum.
+    """
+    k = n + extra + 1
+    u = U[compute]
+    return k / (1.0 - k * u) if k * u < 0.5 else float("inf")
+
+
+# Elementwise functions in float64, s = |y| unless said otherwise. The constant covers, with room:
+#   SLEEF (PyTorch's vectorised CPU functions): below 1.0 ulp = 2 u (Shibata and Petrogalli 2020, "u10" functions);
+#   Intel VML, HA mode: below 1 ulp (oneMKL vector statistics documentation);
+#   glibc libm: 1-2 ulp for exp, log, sin, cos, tanh, erf, pow (glibc manual, "Known maximum errors in math functions");
+#   CUDA math library, float64: 1-2 ulp for these functions, 5 for erfinv, (CUDA C++ programming guide, table of
+#   standard functions); and the rounding of y - w, y + w.
+FUNCTION_KAPPA = 16.0
+
+# torch.special.erfinv: rational approximation refined by two Newton steps; the residual's cancellation near 0 and 1
+# costs a few more ulps (measured against an arbitrary-precision reference: at most 40 u).
+ERFINV_KAPPA = 256.0
+
+# Box-Muller, sqrt(-2 ln u1) * cos(2 pi u2), s = sqrt(-2 ln u1): ln, sqrt and cos err by 2-4 u each relative to their
+# results; the rounding of 2 pi u2 (argument below 7) moves the cosine by at most 7 * 2 u absolutely.
+NORMAL_KAPPA = 64.0
+
+
+def tau_certified(kappa: float, compute: str) -> float:
+    """Half-width of the doubt in units of s, complete by proof (numerics §3)."""
+    return 2.0 * kappa * U[compute] * INFLATE
+
+
+def eta_certified(kappa: float, compute: str) -> float:
+    """Absolute part of the half-width: what ``kappa`` underflowing operations can add on either side."""
+    return 2.0 * kappa * UNDERFLOW[compute]

@@ -1,0 +1,47 @@
+"""Error scales: s of numerics §3, as vectors that a kernel combines on the fly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class Scale:
+    """How far a computed value may be from the exact one.
+
+    s of element (b, i, j) of a result seen as ``(batch, rows, cols)`` is ``row[b, i] * col[b, j] + bias[j]``, where a
+    missing row or col counts as 1 and a missing bias as 0; or ``|y|`` if ``relative``; or ``full`` elementwise.
+
+    Attributes:
+        kind: kind of operation, under which thresholds are calibrated.
+        length: terms in each sum; 1 for an elementwise function.
+        kappa: certified constant in units of the unit roundoff of C.
+        shape: ``(batch, rows, cols)``, of the result's number of elements.
+        row, col, bias, full: float64, contiguous, on the result's device.
+    """
+
+    kind: str
+    length: int
+    kappa: float
+    shape: tuple[int, int, int]
+    relative: bool = False
+    row: torch.Tensor | None = None
+    col: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    full: torch.Tensor | None = None
+
+    def dense(self, y: torch.Tensor) -> torch.Tensor:
+        """s as a float64 tensor of ``shape``: what the kernels never materialise; for other devices and tests."""
+        if self.relative:
+            return y.to(torch.float64).abs().view(self.shape)
+        if self.full is not None:
+            return self.full.view(self.shape)
+        b, m, n = self.shape
+        s = torch.ones(self.shape, dtype=torch.float64, device=y.device)
+        if self.row is not None:
+            s = s * self.row.view(b, m, 1)
+        if self.col is not None:
+            s = s * self.col.view(b, 1, n)
+        return s if self.bias is None else s + self.bias.view(1, 1, n)
