@@ -124,6 +124,7 @@ LINES = BODY.split("\n")[:4]
         [LINES[0], "", *LINES[2:]],
         [LINES[0], str(2**63), *LINES[2:]],
         [LINES[0], "1" * 20, *LINES[2:]],
+        [LINES[0], "1" * 5000, *LINES[2:]],
         [*LINES[:2], ROOT64.rstrip("="), LINES[3]],
         [*LINES[:2], base64.b64encode(bytes(31)).decode(), LINES[3]],
         [*LINES[:2], base64.b64encode(bytes(33)).decode(), LINES[3]],

@@ -256,6 +256,22 @@ def test_a_rewritten_history_has_no_proof() -> None:
                 merkle.verify_consistency(old, new, TREE.root(old), forged.root(new), proof)
 
 
+def test_proofs_that_lead_to_the_right_root_for_another_size() -> None:
+    """The hashes fit; only the length of the path tells that index and size were made up."""
+    leaf = merkle.leaf_hash(DATA[1])
+    with pytest.raises(ProofError, match="too long for leaf 0 of 1"):
+        merkle.verify_inclusion(0, 1, leaf, TREE.inclusion_proof(1, 2), TREE.root(2))
+    leaf = merkle.leaf_hash(DATA[0])
+    with pytest.raises(ProofError, match="too short for leaf 0 of 3"):
+        merkle.verify_inclusion(0, 3, leaf, TREE.inclusion_proof(0, 2), TREE.root(2))
+    with pytest.raises(ProofError, match="too short for 1 to 3"):
+        merkle.verify_consistency(1, 3, TREE.root(1), TREE.root(2), TREE.consistency_proof(1, 2))
+    with pytest.raises(ProofError, match="too long for 1 to 2"):
+        merkle.verify_consistency(1, 2, TREE.root(1), TREE.root(4), TREE.consistency_proof(1, 4))
+    with pytest.raises(ProofError, match="old size 5 is above"):
+        merkle.verify_consistency(5, 4, TREE.root(5), TREE.root(4), [])
+
+
 @pytest.mark.parametrize("size", [-1, 2**63, True, 1.0, None])
 def test_sizes_are_guarded(size: int) -> None:
     h = bytes(32)

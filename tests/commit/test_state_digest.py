@@ -278,8 +278,11 @@ def test_spoilt_chunk_proofs(change: dict[str, Any]) -> None:
 
 def test_spoilt_chunks() -> None:
     good = chunk_of("w", 2)
-    for bad in (good[:-1], good + b"x", b"", bytes([good[0] ^ 1]) + good[1:], chunk_of("w", 1)):
-        with pytest.raises(ProofError):
+    for bad in (good[:-1], good + b"x", b"", np.zeros(2 * MIB, "u1")[::2]):
+        with pytest.raises(ProofError, match="has 1048576 contiguous bytes"):
+            d.verify_chunk(ROOT, PROOF, bad)
+    for bad in (bytes([good[0] ^ 1]) + good[1:], chunk_of("w", 1)):
+        with pytest.raises(ProofError, match="root"):
             d.verify_chunk(ROOT, PROOF, bad)
     with pytest.raises(ProofError, match="root"):
         d.verify_chunk(d.state_digest({"w": STATE["w"]}).root, PROOF, good)

@@ -199,6 +199,13 @@ def test_well_signed_nonsense(payload: bytes) -> None:
     assert not isinstance(caught.value, SignatureError)
 
 
+@pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b"-Infinity", b'{"a":{"b":1,"b":1}}', b'"\xff"', b"", b"1 2"])
+def test_strict_json(data: bytes) -> None:
+    assert statement.strict_json(b' {"a": [1, 2.5, null]}', "x") == {"a": [1, 2.5, None]}
+    with pytest.raises(MalformedRunError, match="job: not JSON"):
+        statement.strict_json(data, "job")
+
+
 def test_other_statement_versions() -> None:
     with pytest.raises(VersionError, match=r"v0\.1"):
         statement.open_statement(envelope_by_hand(plain(_type="https://in-toto.io/Statement/v0.1")), PUBLIC, TYPE)

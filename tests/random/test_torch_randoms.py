@@ -155,6 +155,13 @@ def test_bernoulli_mask(shape: tuple[int, ...], p: float) -> None:
     assert got.flatten().tolist() == wanted
 
 
+def test_a_word_at_the_threshold_is_tails() -> None:
+    drawn = words(KEY, 2, 5, 100).tolist()
+    for word in drawn:
+        got = SOURCE.bernoulli_mask((100,), word / 2**32, 2, 5)
+        assert got.tolist() == [w < word for w in drawn]
+
+
 def test_share_of_heads() -> None:
     n = 2**20
     heads = int(SOURCE.bernoulli_mask((n,), 0.1, 2, 6).sum())

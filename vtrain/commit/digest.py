@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import rfc8785
@@ -28,6 +28,9 @@ from vtrain.errors import MalformedRunError, ProofError, StateError, UsageError,
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    # Before Python 3.12 the type system does not know that an array is a buffer.
+    Bytes = Buffer | np.ndarray[Any, Any]
 
 CHUNK_BYTES = 1 << 20
 # A digest's name carries every parameter that changes it; layout, order and the canonical NaN are in the version.
@@ -86,12 +89,12 @@ class TensorBytes:
 
     dtype: str
     shape: tuple[int, ...]
-    data: Buffer = field(repr=False)
+    data: Bytes = field(repr=False)
     view: memoryview = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         wanted = _byte_count(self.dtype, self.shape)
-        view = memoryview(self.data)
+        view = memoryview(cast("Buffer", self.data))
         if not view.c_contiguous:
             raise StateError(f"{self.dtype} of shape {self.shape}: the bytes are not C-contiguous")
         if view.nbytes != wanted:
@@ -223,7 +226,7 @@ def chunk_proof(tensors: Mapping[str, TensorBytes], name: str, chunk_index: int)
     )
 
 
-def verify_chunk(state_root: bytes, proof: ChunkProof, chunk: Buffer) -> None:
+def verify_chunk(state_root: bytes, proof: ChunkProof, chunk: Bytes) -> None:
     """Check that the state has a tensor of the proof's name, dtype and shape with this chunk at the proof's place.
 
     The root does not fix ``tensor_index`` and ``tensor_count``; they only say how to walk the path.
@@ -245,7 +248,7 @@ def verify_chunk(state_root: bytes, proof: ChunkProof, chunk: Buffer) -> None:
     count = _chunk_count(total)
     if type(proof.chunk_index) is not int or not 0 <= proof.chunk_index < count:
         raise ProofError(f"chunk proof: no chunk {proof.chunk_index!r} in {total} bytes")
-    view = memoryview(chunk)
+    view = memoryview(cast("Buffer", chunk))
     wanted = min(CHUNK_BYTES, total - proof.chunk_index * CHUNK_BYTES)
     if not view.c_contiguous or view.nbytes != wanted:
         raise ProofError(f"chunk proof: chunk {proof.chunk_index} has {wanted} contiguous bytes, found {view.nbytes}")

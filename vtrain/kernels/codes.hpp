@@ -135,11 +135,17 @@ class Replay {
   Verdict run(const SiteBytes& log) {
     const uint64_t numel = static_cast<uint64_t>(g.batch * g.rows * g.cols);
     const uint8_t *p = log.gaps, *end = log.gaps + log.gap_bytes;
+    if (log.numel != numel || log.encoding > TERNARY) return fail(BAD_COUNT, 0);
+    if (log.narrow > numel || log.wide > numel) return fail(BAD_COUNT, 0);  // before arithmetic on them can wrap
     uint64_t want = log.encoding == TERNARY ? (numel + 4) / 5 : (log.narrow + 3) / 4;
-    if (log.numel != numel || log.code_bytes != want || log.encoding > TERNARY) return fail(BAD_COUNT, 0);
+    if (log.code_bytes != want) return fail(BAD_COUNT, 0);
     if (log.encoding == TERNARY) digits(log, numel);
-    else indices(p, end, numel, log.narrow, [&](uint64_t i, uint64_t q) { short_code(i, log.codes[q / 4] >> (2 * (q % 4)) & 3); });
-    indices(p, end, numel, log.wide, [&](uint64_t i, uint64_t q) { whole(i, log.values[q]); });
+    else short_codes(p, end, numel, log);
+    Short taken(log);
+    indices(p, end, numel, log.wide, [&](uint64_t i, uint64_t q) {
+      if (taken.has(i)) fail(BAD_INDEX, i);  // an element is decided once
+      else whole(i, log.values[q]);
+    });
     if (v.fault == OK && p != end) return fail(BAD_COUNT, 0);
     return v;
   }
@@ -153,6 +159,26 @@ class Replay {
     if (v.fault == OK) { v.fault = fault; v.index = index; }
     return v;
   }
+
+  // Which elements have a short code; asked in ascending order, after the short codes have been read without a fault.
+  class Short {
+   public:
+    explicit Short(const SiteBytes& log) : log_(log), p_(log.gaps), left_(log.narrow) {}
+    bool has(uint64_t i) {
+      if (log_.encoding == TERNARY) {
+        static constexpr unsigned weight[5] = {1, 3, 9, 27, 81};
+        return log_.codes[i / 5] / weight[i % 5] % 3 != 1;
+      }
+      uint64_t gap;
+      while (left_ && (at_ == ~uint64_t(0) || at_ < i) && get_gap(p_, log_.gaps + log_.gap_bytes, gap)) { at_ += gap; left_--; }
+      return at_ == i;
+    }
+
+   private:
+    const SiteBytes& log_;
+    const uint8_t* p_;
+    uint64_t left_, at_ = ~uint64_t(0);
+  };
 
   double y_at(uint64_t i) const {
     return g.y_is_f64 ? static_cast<const double*>(g.y)[i] : static_cast<double>(static_cast<const float*>(g.y)[i]);
@@ -169,11 +195,17 @@ class Replay {
     }
   }
 
+  void short_codes(const uint8_t*& p, const uint8_t* end, uint64_t numel, const SiteBytes& log) {
+    indices(p, end, numel, log.narrow, [&](uint64_t i, uint64_t q) { short_code(i, log.codes[q / 4] >> (2 * (q % 4)) & 3); });
+    unsigned used = log.narrow % 4;
+    if (v.fault == OK && used && log.codes[log.code_bytes - 1] >> (2 * used)) fail(BAD_COUNT, 0);  // one spelling
+  }
+
   void short_code(uint64_t i, int64_t code) {
     double y = y_at(i);
     int64_t k = ordered(round_format(y, g.format), g.format);
     int64_t delta = ((code - k) & 3);
-    if (delta == 2) { v.y = y; fail(BAD_VALUE, i); return; }  // two away from either side: no honest trainer wrote it
+    if (delta == 2 && y == y) { v.y = y; fail(BAD_VALUE, i); return; }  // two away from either side: no honest trainer wrote it
     accept(i, y, k, k + (delta == 3 ? -1 : delta));
   }
 
@@ -204,14 +236,17 @@ class Replay {
     if (v.fault == OK && seen != log.narrow) fail(BAD_COUNT, 0);
   }
 
-  // numerics §5: the logged value stands only if it is the rounding of a number within w' of y'.
+  // numerics §5: the logged value stands only if it is the rounding of a number within w' of y'. NaN has no
+  // neighbourhood, and infinity only itself, or else inf - inf would admit everything.
   void accept(uint64_t i, double y, int64_t mine, int64_t logged) {
     const Format& f = g.format;
     double w = half_width(s, g, static_cast<int64_t>(i), y);
     double low = y - w, high = y + w;
     int64_t kl = ordered(low != low ? -HUGE_VAL : round_format(low, f), f);
     int64_t kh = ordered(high != high ? HUGE_VAL : round_format(high, f), f);
-    if (y != y || logged < kl || logged > kh) {
+    if (low == 0) kl = -1;  // an end at zero reaches the zero of either sign
+    if (std::isinf(y)) kl = kh = mine;
+    if (y != y || w != w || logged < kl || logged > kh) {
       v.y = y; v.w = w; v.logged = from_ordered(logged, f);
       fail(OUTSIDE, i);
       return;

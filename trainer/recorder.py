@@ -1,0 +1,85 @@
+"""The listener that makes a trainer: settles, and logs what was in doubt (numerics §3, §4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from trainer.calibrate import Calibration
+from vtrain import kernels
+from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
+from vtrain.engine.workspace import result
+from vtrain.policy import Policy
+from vtrain.rounding import generic
+from vtrain.rounding.scale import Scale
+from vtrain.rounding.threshold import Threshold
+from vtrain.store.steplog import SITE_COLUMNS, StepLog
+
+
+def _pointer(t: torch.Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def scale_key(scale: Scale, tau: float, eta: float) -> tuple:
+    """A scale as the kernels take it: tau, eta, addresses of the vectors, relative."""
+    vectors = (_pointer(scale.row), _pointer(scale.col), _pointer(scale.bias), _pointer(scale.full))
+    return (tau, eta, *vectors, scale.relative)
+
+
+class Recorder:
+    """Logs one run's rounding decisions, a step at a time.
+
+    Args:
+        policy: threshold and encoding.
+        calibration: collects adaptive thresholds; None unless the policy is adaptive and not yet calibrated.
+    """
+
+    def __init__(self, policy: Policy, calibration: Calibration | None = None) -> None:
+        self.threshold = policy.parsed_threshold
+        self.calibration = calibration
+        self._sink = kernels.Sink(kernels.ENCODINGS[policy.encoding])
+        self._scalars: list[float] = []
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
+        """Round y and log the elements in doubt."""
+        if self.threshold.kind == "off":
+            return round_result(y, site.fmt)
+        s = scale()
+        compute = str(y.dtype).removeprefix("torch.")
+        width = self.threshold.width(s.kind, s.length, s.kappa, compute)
+        assert width is not None
+        if self.calibration is not None and vary is not None and compute == "float32":
+            self.calibration.observe(s, y, vary())
+        if y.device.type != "cpu":
+            return self._settle_elsewhere(site, y, s, *width)
+        out = result(y.shape, generic.container(site.fmt))
+        self._sink.settle(site.seq, kernels.geometry(y, out, s.shape), site.fmt.key, scale_key(s, *width))
+        return out
+
+    def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:
+        index, values, w = (t.cpu().numpy() for t in generic.in_doubt(y, s, tau, eta, site.fmt))
+        self._sink.add(site.seq, y.numel(), site.fmt.key, index.tobytes(), values.tobytes(), w.tobytes())
+        return generic.round_to(y, site.fmt)
+
+    def scalar(self, step: int, position: int, value: float) -> float:
+        """Record a host scalar."""
+        self._scalars.append(value)
+        return value
+
+    def take(self) -> StepLog:
+        """The finished step's log; recording starts anew."""
+        sites, gaps, codes, values = self._sink.take()
+        scalars = np.array(self._scalars, dtype="<f8").view("<u8")
+        self._scalars = []
+        return StepLog(
+            sites=np.frombuffer(sites, "<u8").reshape(-1, SITE_COLUMNS),
+            gaps=np.frombuffer(gaps, np.uint8),
+            codes=np.frombuffer(codes, np.uint8),
+            values=np.frombuffer(values, "<u4"),
+            scalars=scalars,
+        )
+
+    def calibrated(self, table: dict[str, float]) -> None:
+        """Use calibrated thresholds from the next step on."""
+        self.threshold = Threshold("adaptive", table=table)
+        self.calibration = None

@@ -1,0 +1,123 @@
+"""What this machine is, and whether its arithmetic keeps the contract (numerics §2, §3, §7)."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from typing import Any
+
+import torch
+
+from vtrain import kernels
+from vtrain.errors import BackendError
+from vtrain.rounding import generic
+from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
+
+PROFILES: dict[str, dict[str, str]] = {
+    "native": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "baseline": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+PROFILE_VARIABLES = tuple(PROFILES["baseline"])
+
+
+def profile_environment(name: str) -> dict[str, str]:
+    """This process's environment with another arithmetic: read once, when a process starts."""
+    env = {k: v for k, v in os.environ.items() if k not in PROFILE_VARIABLES}
+    return {**env, **PROFILES[name]}
+
+
+def profile() -> str:
+    """Name of the profile that this process runs under, or ``custom``."""
+    here = {k: os.environ[k] for k in PROFILE_VARIABLES if k in os.environ}
+    return next((name for name, env in PROFILES.items() if env == here), "custom")
+
+
+def _hard_vectors() -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of float32 whose sums, products and quotients are ties, subnormals or at binade edges."""
+    special = [
+        0.0, -0.0, 1.0, -1.0, 2.0**-149, 2.0**-126, 2.0**-126 - 2.0**-149, 2.0**-127, 2.0**-75, 3 * 2.0**-150 * 2,
+        1 + 2.0**-23, 1 - 2.0**-24, 2 - 2.0**-23, 2.0**24, 2.0**24 + 2, 2.0**127, (2 - 2.0**-23) * 2.0**127, 1 / 3, 3.0,
+        2.0**-24, 2.0**-25, 3 * 2.0**-25, 0.1, 1e-38, 1e38, float("inf"), float("-inf"), float("nan"), 7.0, 1e-45,
+    ]  # fmt: skip
+    x = torch.tensor(special, dtype=torch.float32)
+    bits = (torch.arange(4096, dtype=torch.int64) * 2654435761 % 2**32).to(torch.int32)
+    y = torch.cat([x, bits.view(torch.float32)])
+    pairs = torch.cartesian_prod(torch.arange(len(x)), torch.arange(len(y)))
+    return x[pairs[:, 0]], y[pairs[:, 1]]
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    nan = a.isnan() & b.isnan()
+    kind = torch.int32 if a.element_size() == 4 else torch.int16
+    return bool(((a.view(kind) == b.view(kind)) | nan).all())
+
+
+def arithmetic_report() -> dict[str, bool]:
+    """Checks by name, True if kept: correct rounding of native operations on hard vectors, subnormals, no fast modes."""
+    a, b = _hard_vectors()
+    wide_a, wide_b = a.double(), b.double()
+    report = {}
+    for name, op in (("add", torch.add), ("sub", torch.sub), ("mul", torch.mul), ("div", torch.div)):
+        report[f"{name} is correctly rounded"] = _same(op(a, b), op(wide_a, wide_b).to(torch.float32))
+    half = a.to(torch.bfloat16), b.to(torch.bfloat16)
+    for name, op in (("add", torch.add), ("mul", torch.mul), ("div", torch.div)):
+        exact = generic.round_to(op(half[0].double(), half[1].double()), BFLOAT16)
+        report[f"bfloat16 {name} is correctly rounded"] = _same(op(*half), exact)
+    for fmt in (BFLOAT16, FLOAT16):
+        cast = a.to(generic.container(fmt))
+        report[f"float32 to {fmt.name} rounds to even"] = _same(cast, generic.round_to(wide_a, fmt))
+    report["float64 to float32 rounds to even"] = _same(wide_b.to(torch.float32), generic.round_to(wide_b, FLOAT32))
+    tiny = torch.full((64,), 2.0**-140)
+    report["subnormals are kept"] = bool((tiny * 0.5 == 2.0**-141).all())
+    out = torch.empty_like(b)
+    report["kernels round as tensor operations do"] = _same(kernels.round_to(wide_b, out, FLOAT32), b)
+    report["matrix products are not reduced"] = _product_is_exact()
+    return report
+
+
+def _product_is_exact() -> bool:
+    """Integers below 2^24 survive a float32 product: TF32 and BF16 reductions lose them."""
+    a = torch.full((64, 64), 2049.0)
+    b = torch.eye(64) * 4095.0
+    return bool((a @ b == 2049.0 * 4095.0).all())
+
+
+@functools.cache
+def check_arithmetic() -> None:
+    """Check once a process that native operations keep the contract.
+
+    Raises:
+        BackendError: names the checks that fail.
+    """
+    failed = [name for name, kept in arithmetic_report().items() if not kept]
+    if failed:
+        raise BackendError("this machine's arithmetic does not keep the contract: " + "; ".join(failed))
+
+
+def environment() -> dict[str, Any]:
+    """Hardware and library versions, for statements and reports; JSON values."""
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kernels.variant(),
+        "threads": torch.get_num_threads(),
+        "profile": profile(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

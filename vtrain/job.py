@@ -1,0 +1,240 @@
+"""The job: everything that decides the bits, parsed once and frozen (protocol §1)."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import rfc8785
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from vtrain.errors import JobError, MalformedRunError, VersionError
+from vtrain.policy import Frozen, Policy, explain
+
+FORMAT = 1
+JOB_DIGEST = "vtrain-job-v1-sha256"
+MAX_BYTES = 1 << 20
+Config = dict[str, str | int | float | bool | list[int] | list[float] | list[str]]
+
+
+class ProgramSpec(Frozen):
+    """Where the model and its loss come from.
+
+    Attributes:
+        entry: ``package.module:function`` or ``path/to/file.py:function`` (relative to the job file).
+        sha256: of the source file; filled in when a run starts, checked where it is given.
+        config: keyword arguments of the function.
+    """
+
+    entry: str
+    sha256: str = ""
+    config: Config = Field(default_factory=dict)
+
+    @field_validator("entry")
+    @classmethod
+    def _two_parts(cls, value: str) -> str:
+        left, _, right = value.rpartition(":")
+        if not left or not right.isidentifier():
+            raise ValueError("want 'module:function' or 'file.py:function'")
+        return value
+
+
+class DataSpec(Frozen):
+    """Data set by name, built in or the program's own (``program``).
+
+    Attributes:
+        name: ``topics``, ``digits``, ``random-tokens``, ``random-images`` or ``program``.
+        config: keyword arguments of a built-in data set.
+        digest: content digest (protocol §2); filled in when a run starts, checked where it is given.
+    """
+
+    name: str
+    config: Config = Field(default_factory=dict)
+    digest: str = ""
+
+
+class OptimizerSpec(Frozen):
+    """torch.optim's SGD, Adam or AdamW."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+    betas: list[float] = Field(default_factory=lambda: [0.9, 0.999], min_length=2, max_length=2)
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    foreach: bool = False
+
+
+class ScheduleSpec(Frozen):
+    """Factor on the learning rate: linear warm-up, then constant, cosine or linear to ``final``."""
+
+    name: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = Field(0, ge=0)
+    final: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+
+class TrainSpec(Frozen):
+    """How long and in what portions.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples a step; divided by ``accumulate``.
+        seed: decimal, below 2^128; of initial weights, order and dropout.
+        checkpoint_every: steps between checkpoints.
+        accumulate: micro-batches a step.
+        clip_norm: gradient norm to clip to; 0 for none.
+        autocast: ``bfloat16`` for torch.autocast around the forward pass.
+    """
+
+    steps: int = Field(gt=0, le=10**9)
+    batch_size: int = Field(gt=0)
+    seed: str = "0"
+    checkpoint_every: int = Field(10, gt=0)
+    accumulate: int = Field(1, gt=0)
+    clip_norm: float = Field(0.0, ge=0, allow_inf_nan=False)
+    autocast: Literal["", "bfloat16"] = ""
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed(cls, value: Any) -> str:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(text, str) or not text.isdecimal() or int(text) >= 2**128:
+            raise ValueError("want an integer in [0, 2^128)")
+        return str(int(text))
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSpec:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class Job(Frozen):
+    """A training job.
+
+    Attributes:
+        format: version of this format.
+        optable: digest of the operation table; filled in when a run starts.
+    """
+
+    format: int = FORMAT
+    program: ProgramSpec
+    data: DataSpec
+    train: TrainSpec
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
+    policy: Policy = Field(default_factory=Policy)
+    optable: str = ""
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _policy(cls, value: Any) -> Any:
+        return Policy.from_canonical(value) if isinstance(value, dict) else value
+
+    def canonical(self) -> bytes:
+        """RFC 8785 bytes: the job's identity."""
+        values = self.model_dump()
+        return rfc8785.dumps({**values, "policy": self.policy.canonical(), "kind": "job"})
+
+
+class LoopJob(Frozen):
+    """The identity of a run recorded around somebody's own loop: what vtrain knows of it.
+
+    The model, the data and the loop are the caller's; the auditor brings the same ones.
+    """
+
+    format: int = FORMAT
+    seed: str
+    policy: Policy
+    checkpoint_every: int
+    optable: str
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _policy(cls, value: Any) -> Any:
+        return Policy.from_canonical(value) if isinstance(value, dict) else value
+
+    def canonical(self) -> bytes:
+        """RFC 8785 bytes: the job's identity."""
+        return rfc8785.dumps({**self.model_dump(), "policy": self.policy.canonical(), "kind": "loop"})
+
+
+def job_digest(canonical: bytes) -> bytes:
+    """SHA-256 of the canonical bytes: the run's identity (protocol §1)."""
+    return hashlib.sha256(canonical).digest()
+
+
+def parse(values: dict[str, Any], where: str) -> Job:
+    """A job from plain values.
+
+    Raises:
+        JobError: one line for each unknown key, wrong type or impossible value.
+        VersionError: a job of a newer format.
+    """
+    _check_version(values.get("format", FORMAT), where)
+    try:
+        return Job(**values)
+    except ValidationError as error:
+        raise explain(error, where) from error
+    except JobError as error:
+        raise JobError(f"{where}: {error}") from error
+
+
+def _check_version(version: object, where: str) -> None:
+    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
+        raise VersionError(f"{where}: format {version}; this release reads {FORMAT}")
+    if version != FORMAT or isinstance(version, bool):
+        raise JobError(f"{where}: format: want {FORMAT} (found {version!r})")
+
+
+def load(path: Path) -> Job:
+    """A job from a TOML file.
+
+    Raises:
+        JobError: no such file, not TOML, or as ``parse``.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise JobError(f"{path}: {error.strerror}") from error
+    if len(text) > MAX_BYTES:
+        raise JobError(f"{path}: {len(text)} bytes, want at most {MAX_BYTES}")
+    try:
+        values = tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: not TOML: {error}") from error
+    return parse(values, str(path))
+
+
+def parse_canonical(data: bytes, values: dict[str, Any], where: str) -> Job | LoopJob:
+    """The job of a run from its parsed ``job.json``; hostile input.
+
+    Args:
+        data: the file's bytes, which must be the canonical ones.
+        values: what they parse to.
+
+    Raises:
+        MalformedRunError: not a job, or not its canonical bytes.
+        VersionError: a newer format.
+    """
+    values = dict(values)
+    kind = values.pop("kind", None)
+    try:
+        _check_version(values.get("format"), where)
+        job: Job | LoopJob
+        if kind == "job":
+            job = Job(**values)
+        elif kind == "loop":
+            job = LoopJob(**values)
+        else:
+            raise MalformedRunError(f"{where}: kind is {str(kind)[:32]!r}, want 'job' or 'loop'")
+    except ValidationError as error:
+        raise MalformedRunError(str(explain(error, where))) from error
+    except JobError as error:
+        raise MalformedRunError(f"{where}: {error}") from error
+    if job.canonical() != data:
+        raise MalformedRunError(f"{where}: not the canonical bytes of a job (RFC 8785)")
+    return job

@@ -1,0 +1,116 @@
+"""What is promised and how much is logged: precision, threshold, encoding (numerics §1, §3, §4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from vtrain.errors import JobError
+from vtrain.rounding.formats import Format, target_in_float32
+from vtrain.rounding.threshold import Threshold, parse_threshold
+
+
+def explain(error: ValidationError, where: str) -> JobError:
+    """A validation error as one line a key: the key, what was wrong, what was given."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(p) for p in item["loc"]) or "value"
+        what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        if item["type"] == "missing":
+            lines.append(f"{where}: {key}: required key is missing")
+        else:
+            lines.append(f"{where}: {key}: {what} (found {item['input']!r})"[:400])
+    return JobError("\n".join(lines))
+
+
+class Frozen(BaseModel):
+    """Parsed once, then frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Policy(Frozen):
+    """Precision and threshold policy of a run.
+
+    Attributes:
+        target: what float32 tensors are held to: ``float32``, ``bfloat16`` or ``float16`` values. Tensors that are
+            bfloat16 or float16 themselves keep their own format.
+        bits: significant bits of a ``float32`` target, 8..24.
+        threshold: ``certified``, ``adaptive``, ``statistical``, ``off``, or a number: tau itself. Default: certified
+            for float32, adaptive for 16-bit targets.
+        encoding: how decisions are written: ``sparse``, ``ternary``, or ``auto``, the smaller one for each result.
+        calibration_steps: first steps that calibrate adaptive thresholds (logged at the statistical width).
+        scalar_ulps: by how many float64 ulps a recomputed host scalar may differ from the recorded one.
+    """
+
+    target: Literal["float32", "bfloat16", "float16"] = "float32"
+    bits: int = 24
+    threshold: str | float | int | None = None
+    encoding: Literal["auto", "sparse", "ternary"] = "auto"
+    calibration_steps: int = 2
+    scalar_ulps: int = 4
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise explain(error, "policy") from error
+
+    @field_validator("threshold")
+    @classmethod
+    def _known_threshold(cls, value: str | float | int | None) -> str | float | int | None:
+        if value is not None:
+            try:
+                parse_threshold(value)
+            except JobError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Policy:
+        try:
+            target_in_float32(self.target, self.bits)
+        except JobError as error:
+            raise ValueError(str(error)) from error
+        for name, low in (("calibration_steps", 1), ("scalar_ulps", 0)):
+            if not low <= getattr(self, name) <= 1_000_000:
+                raise ValueError(f"{name} is {getattr(self, name)}, want {low} or more")
+        return self
+
+    @property
+    def format(self) -> Format:
+        """What float32 results are rounded to."""
+        return target_in_float32(self.target, self.bits)
+
+    @property
+    def parsed_threshold(self) -> Threshold:
+        """The threshold, defaults filled in."""
+        default = "certified" if self.target == "float32" else "adaptive"
+        return parse_threshold(default if self.threshold is None else self.threshold)
+
+    def canonical(self) -> dict[str, Any]:
+        """JSON values that identify the policy; a fixed tau by its bits."""
+        values = self.model_dump()
+        threshold = self.parsed_threshold
+        values["threshold"] = threshold.value.hex() if threshold.kind == "fixed" else threshold.kind
+        return values
+
+    @classmethod
+    def from_canonical(cls, values: dict[str, Any]) -> Policy:
+        """The inverse of ``canonical``.
+
+        Raises:
+            JobError: an unknown key or impossible value.
+        """
+        values = dict(values)
+        threshold = values.get("threshold")
+        if isinstance(threshold, str) and threshold.lower().startswith("0x"):
+            try:
+                values["threshold"] = float.fromhex(threshold)
+            except (ValueError, OverflowError) as error:
+                raise JobError(f"policy: threshold: {threshold!r} is no number") from error
+            if not math.isfinite(values["threshold"]):
+                raise JobError(f"policy: threshold: {threshold!r} is not finite")
+        return cls(**values)
