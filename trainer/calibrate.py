@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from vtrain.rounding.scale import Scale
@@ -15,13 +17,12 @@ class Calibration:
     boundary between two executions' values, so a threshold of the largest |y - y'| / s misses none; it is reached
     directly, without a search, and does not depend on where the boundaries happened to lie.
 
-    Attributes:
-        steps: steps observed.
+    Args:
+        seen: differences to start with.
     """
 
-    def __init__(self) -> None:
-        self.steps = 0
-        self._largest: dict[str, float] = {}
+    def __init__(self, seen: Mapping[str, float] | None = None) -> None:
+        self._largest: dict[str, float] = dict(seen or {})
 
     def observe(self, scale: Scale, y: torch.Tensor, other: torch.Tensor) -> None:
         """Compare two executions of one operation, in C."""
@@ -31,9 +32,14 @@ class Calibration:
         """Take in a difference seen elsewhere, such as under another instruction set."""
         self._largest[key] = max(self._largest.get(key, 0.0), difference)
 
-    def table(self, safety: float = SAFETY) -> dict[str, float]:
-        """tau by key: the largest difference times a safety factor."""
-        return {key: value * safety for key, value in sorted(self._largest.items()) if value > 0.0}
+    def seen(self) -> dict[str, float]:
+        """Largest differences by key; only kinds that differed at all."""
+        return {key: value for key, value in sorted(self._largest.items()) if value > 0.0}
+
+
+def thresholds(seen: Mapping[str, float], safety: float = SAFETY) -> dict[str, float]:
+    """tau by key: the largest difference times a safety factor."""
+    return {key: value * safety for key, value in seen.items()}
 
 
 def largest_difference(scale: Scale, y: torch.Tensor, other: torch.Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainer.calibrate import Calibration
+from trainer.calibrate import Calibration, thresholds
 from vtrain import kernels
 from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
 from vtrain.engine.workspace import result
@@ -16,27 +16,24 @@ from vtrain.rounding.threshold import Threshold
 from vtrain.store.steplog import SITE_COLUMNS, StepLog
 
 
-def _pointer(t: torch.Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def scale_key(scale: Scale, tau: float, eta: float) -> tuple:
-    """A scale as the kernels take it: tau, eta, addresses of the vectors, relative."""
-    vectors = (_pointer(scale.row), _pointer(scale.col), _pointer(scale.bias), _pointer(scale.full))
-    return (tau, eta, *vectors, scale.relative)
-
-
 class Recorder:
     """Logs one run's rounding decisions, a step at a time.
 
     Args:
         policy: threshold and encoding.
-        calibration: collects adaptive thresholds; None unless the policy is adaptive and not yet calibrated.
+
+    Attributes:
+        calibration: what adaptive thresholds are being made of; None once they are, and under other policies.
     """
 
-    def __init__(self, policy: Policy, calibration: Calibration | None = None) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.threshold = policy.parsed_threshold
-        self.calibration = calibration
+        self.calibration: Calibration | None = None
+        if self.threshold.kind == "adaptive":
+            if policy.calibration:
+                self.calibrated(policy.differences)
+            else:
+                self.calibration = Calibration()
         self._sink = kernels.Sink(kernels.ENCODINGS[policy.encoding])
         self._scalars: list[float] = []
 
@@ -48,12 +45,14 @@ class Recorder:
         compute = str(y.dtype).removeprefix("torch.")
         width = self.threshold.width(s.kind, s.length, s.kappa, compute)
         assert width is not None
-        if self.calibration is not None and vary is not None and compute == "float32":
+        if self.calibration is not None and vary is not None:
+            # y may live in scratch memory that `vary` uses too
+            y = y.clone()
             self.calibration.observe(s, y, vary())
         if y.device.type != "cpu":
             return self._settle_elsewhere(site, y, s, *width)
         out = result(y.shape, generic.container(site.fmt))
-        self._sink.settle(site.seq, kernels.geometry(y, out, s.shape), site.fmt.key, scale_key(s, *width))
+        self._sink.settle(site.seq, kernels.geometry(y, out, s.shape), site.fmt.key, kernels.scale_key(s, *width))
         return out
 
     def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:
@@ -79,7 +78,7 @@ class Recorder:
             scalars=scalars,
         )
 
-    def calibrated(self, table: dict[str, float]) -> None:
+    def calibrated(self, differences: dict[str, float]) -> None:
         """Use calibrated thresholds from the next step on."""
-        self.threshold = Threshold("adaptive", table=table)
+        self.threshold = Threshold("adaptive", table=thresholds(differences))
         self.calibration = None

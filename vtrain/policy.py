@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vtrain.errors import JobError
 from vtrain.rounding.formats import Format, target_in_float32
 from vtrain.rounding.threshold import Threshold, parse_threshold
+
+_DIFFERENCE = re.compile(r"0x[01](\.[0-9a-f]{1,13})?p[-+][0-9]{1,3}")
 
 
 def explain(error: ValidationError, where: str) -> JobError:
@@ -42,6 +45,8 @@ class Policy(Frozen):
             for float32, adaptive for 16-bit targets.
         encoding: how decisions are written: ``sparse``, ``ternary``, or ``auto``, the smaller one for each result.
         calibration_steps: first steps that calibrate adaptive thresholds (logged at the statistical width).
+        calibration: largest differences by kind of operation, as hexadecimal floats: what ``vtrain calibrate`` measured
+            across instruction sets and thread counts. With it a run calibrates nothing itself.
         scalar_ulps: by how many float64 ulps a recomputed host scalar may differ from the recorded one.
     """
 
@@ -50,6 +55,7 @@ class Policy(Frozen):
     threshold: str | float | int | None = None
     encoding: Literal["auto", "sparse", "ternary"] = "auto"
     calibration_steps: int = 2
+    calibration: dict[str, str] = Field(default_factory=dict)
     scalar_ulps: int = 4
 
     def __init__(self, **values: Any) -> None:
@@ -66,6 +72,14 @@ class Policy(Frozen):
                 parse_threshold(value)
             except JobError as error:
                 raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("calibration")
+    @classmethod
+    def _hexadecimal(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, text in value.items():
+            if not _DIFFERENCE.fullmatch(text):
+                raise ValueError(f"{key}: want a positive number as a hexadecimal float, such as 0x1p-24")
         return value
 
     @model_validator(mode="after")
@@ -89,6 +103,11 @@ class Policy(Frozen):
         """The threshold, defaults filled in."""
         default = "certified" if self.target == "float32" else "adaptive"
         return parse_threshold(default if self.threshold is None else self.threshold)
+
+    @property
+    def differences(self) -> dict[str, float]:
+        """``calibration`` as numbers."""
+        return {key: float.fromhex(text) for key, text in self.calibration.items()}
 
     def canonical(self) -> dict[str, Any]:
         """JSON values that identify the policy; a fixed tau by its bits."""

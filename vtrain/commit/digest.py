@@ -13,6 +13,7 @@ quiet NaN without payload (numerics §7), so a digest tells no NaN from another.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 import rfc8785
 
 from vtrain.commit import merkle
-from vtrain.errors import MalformedRunError, ProofError, StateError, UsageError, VersionError
+from vtrain.errors import MalformedRunError, ProofError, StateError, StorageError, UsageError, VersionError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -169,6 +170,24 @@ def parse_digest(digest_format: str, text: str) -> bytes:
     if found != digest_format:
         raise VersionError(f"digest in format {found}, wanted {digest_format}")
     return bytes.fromhex(digest)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        StorageError: it can't be read.
+    """
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"{os.fspath(path)}: {error.strerror}") from error
+
+
+def files_digest(files: Mapping[str, Mapping[str, TensorBytes]]) -> StateDigest:
+    """State digest over the tensors of a checkpoint's files, named ``file/name``."""
+    return state_digest({f"{file}/{name}": t for file, tensors in files.items() for name, t in tensors.items()})
 
 
 def tensor_digest(tensor: TensorBytes) -> bytes:

@@ -65,6 +65,11 @@ class Head:
         return f"{_ORIGIN}{self.job_digest.hex()}\n{self.size}\n{root}\n{job}\n"
 
 
+def job_text(digest: bytes) -> str:
+    """A job's digest as text, ``vtrain-job-v1-sha256:<hex>``."""
+    return format_digest(JOB_FORMAT, digest)
+
+
 def note_key_id(name: str, public_key: Ed25519PublicKey) -> bytes:
     """The 4 bytes SHA-256(name || 0x0A || 0x01 || public key)[:4] (C2SP signed-note, Ed25519)."""
     data = name.encode("ascii") + b"\n" + _ED25519_TYPE + keys.raw_public(public_key)

@@ -16,7 +16,7 @@ from vtrain.rounding.generic import container
 from vtrain.rounding.scale import Scale
 
 F32, F64 = torch.float32, torch.float64
-NARROW = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that an inexact result may have
+_DRAWS = 0xFFFFFFFF  # draws of a step are numbered in 32 bits
 
 
 class Engine:
@@ -38,7 +38,6 @@ class Engine:
         self.op = ""
         self.step = 0
         self.seq = 0
-        self.draws = 0
         self.scalars = 0
         self.walk: list[int] = []
         self.names: dict[tuple, int] = {}
@@ -46,7 +45,8 @@ class Engine:
 
     def begin_step(self, step: int) -> None:
         """Start numbering sites, draws and scalars anew."""
-        self.step, self.seq, self.draws, self.scalars = step, 0, 0, 0
+        self.step, self.seq, self.scalars = step, 0, 0
+        torch.default_generator.manual_seed(0)
         self.walk = []
 
     # ---- formats ------------------------------------------------------------------------------------------------
@@ -123,8 +123,11 @@ class Engine:
     # ---- random numbers -------------------------------------------------------------------------------------------
     def next_draw(self) -> tuple[int, int]:
         """(step, number of the draw within it): the key of one draw (numerics §2, class 5)."""
-        self.draws += 1
-        return self.step, self.draws - 1
+        # The number is kept as the seed of torch's own generator, which torch.utils.checkpoint saves and restores: so a
+        # forward pass that is done again draws what it drew before.
+        number = torch.default_generator.initial_seed() & _DRAWS
+        torch.default_generator.manual_seed((number + 1) & _DRAWS)
+        return self.step, number
 
     def scalar(self, value: float) -> float:
         """The host scalar to use for ``value`` (numerics §2)."""

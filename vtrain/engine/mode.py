@@ -114,12 +114,16 @@ class EngineMode(TorchDispatchMode):
 
         def run(args: tuple, kwargs: dict) -> Any:
             engine.op = name
+            graded = torch.is_grad_enabled()
+            torch._C._set_grad_enabled(False)  # below autograd; `out=` refuses operands that require a gradient
             try:
                 return form.call(lambda a, k: handler(engine, *a, **k), args, kwargs)
             except UnsupportedOperation as error:
                 if "register a handler" in str(error):
                     raise
                 raise unsupported(name, str(error).removeprefix(f"{name}: ")) from error
+            finally:
+                torch._C._set_grad_enabled(graded)
 
         return run
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from vtrain.engine.backend import check_arithmetic
@@ -15,6 +17,9 @@ from vtrain.engine.listener import Listener
 from vtrain.engine.mode import EngineMode
 from vtrain.engine.pins import pinned
 from vtrain.policy import Policy
+from vtrain.random import StreamKey, words
+
+SITES_FORMAT = "vtrain-sites-v1"
 
 
 class Session:
@@ -33,14 +38,16 @@ class Session:
         check_arithmetic()
         self.engine = Engine(listener, policy.format, seed)
         self._mode = EngineMode(self.engine)
+        self._host_key = StreamKey(seed, "host-generators")
         self._programs: dict[tuple[int, ...], tuple[str, bytes]] = {}
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Everything inside belongs to step ``number``; gradients are as enabled as outside."""
-        self.engine.begin_step(number)
-        with pinned(), self._mode:
-            yield
+        with pinned(), host_generators(self._host_key, number):
+            self.engine.begin_step(number)
+            with self._mode:
+                yield
 
     def sites(self) -> tuple[str, bytes]:
         """(SHA-256 in hex, canonical JSON) of the last step's sequence of sites."""
@@ -48,12 +55,32 @@ class Session:
         known = self._programs.get(walk)
         if known is None:
             names = [self.engine.sites[number] for number in walk]
-            text = json.dumps({"format": "vtrain-sites-v1", "sites": names}, separators=(",", ":"), sort_keys=True).encode()
+            text = json.dumps({"format": SITES_FORMAT, "sites": names}, separators=(",", ":"), sort_keys=True).encode()
             known = self._programs[walk] = (hashlib.sha256(text).hexdigest(), text)
         return known
 
 
-_LETTERS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+@contextlib.contextmanager
+def host_generators(key: StreamKey, step: int) -> Iterator[None]:
+    """Within: Python's and numpy's global generators are seeded by the step; all of them are restored at the end.
+
+    Torch's is restored too: the engine keeps the number of the next draw in it.
+    """
+    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(words(key, step, 0, 1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(saved[0])
+        np.random.set_state(saved[1])
+        torch.set_rng_state(saved[2])
+
+
+_LETTERS = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+}  # fmt: skip
 _AS_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vtrain.commit.digest import StateDigest, TensorBytes, state_digest
+from vtrain.commit.digest import StateDigest, TensorBytes, files_digest
 from vtrain.errors import CheckpointError, StateError
 
 DTYPES = {
@@ -80,17 +80,12 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, An
 
 def digest(files: Files) -> StateDigest:
     """State digest over all files' tensors, named ``file/name``."""
-    return state_digest({f"{f}/{n}": tensor_bytes(t) for f, tensors in files.items() for n, t in tensors.items()})
+    return files_digest(as_bytes(files))
 
 
 def as_bytes(files: Files) -> dict[str, dict[str, TensorBytes]]:
     """The files as a checkpoint writes them."""
     return {f: {n: tensor_bytes(t) for n, t in tensors.items()} for f, tensors in files.items()}
-
-
-def digest_of_bytes(files: Mapping[str, Mapping[str, TensorBytes]]) -> StateDigest:
-    """State digest of a checkpoint as read."""
-    return state_digest({f"{f}/{n}": t for f, tensors in files.items() for n, t in tensors.items()})
 
 
 def _plain(value: Any) -> Any:

@@ -5,10 +5,13 @@ On other devices ``vtrain.rounding.generic`` does the same with tensor operation
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from vtrain.kernels import _host
 from vtrain.rounding.formats import Format
+from vtrain.rounding.scale import Scale
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 Sink = _host.Sink
@@ -20,7 +23,21 @@ def variant() -> str:
     return str(_host.variant())
 
 
-def geometry(y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int]) -> tuple[int, bool, int, int, int, int, int]:
+SettledGeometry = tuple[int, bool, int, int, int, int, int]
+ScaleKey = tuple[float, float, int, int, int, int, bool]
+
+
+def _pointer(t: torch.Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def scale_key(scale: Scale, tau: float, eta: float) -> ScaleKey:
+    """A scale as the kernels take it: tau, eta, addresses of the vectors (which must outlive the call), relative."""
+    vectors = (_pointer(scale.row), _pointer(scale.col), _pointer(scale.bias), _pointer(scale.full))
+    return (tau, eta, *vectors, scale.relative)
+
+
+def geometry(y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int]) -> SettledGeometry:
     """Address and shape of a settled tensor as the kernels take them.
 
     Raises:
@@ -43,6 +60,36 @@ def round_to(y: torch.Tensor, out: torch.Tensor, fmt: Format) -> torch.Tensor:
     return out
 
 
+class Replayed(NamedTuple):
+    """What replaying one site's log found.
+
+    Attributes:
+        corrections: entries whose value is not the rounding of the auditor's own.
+        fault: 0, or a value of ``enum Fault`` (codes.hpp): the first thing wrong.
+        index: flat index of the element at fault.
+        y, w, logged: there, the auditor's value and half-width, and the logged value.
+    """
+
+    corrections: int
+    fault: int
+    index: int
+    y: float
+    w: float
+    logged: float
+
+
+def replay(
+    y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int], fmt: Format, scale: ScaleKey,
+    site: tuple[int, int, int, int], gaps: bytes, codes: bytes, values: bytes,
+) -> Replayed:  # fmt: skip
+    """Round y into ``out`` with a site's logged decisions, each checked against the half-width (numerics §5).
+
+    Args:
+        site: numel, encoding, short codes, whole values, as its row of the log says; hostile, as are the bytes.
+    """
+    return Replayed(*_host.replay(geometry(y, out, shape), fmt.key, scale, site, gaps, codes, values))
+
+
 _NORM, _SUM, _SQUARES = 0, 1, 2
 
 
@@ -52,7 +99,8 @@ def _reduce(op: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     s = torch.empty_like(y)
     if y.numel():
         threads = torch.get_num_threads()
-        _host.reduce(op, x.data_ptr(), TYPES[x.dtype], tuple(x3.shape), x3.stride(), y.data_ptr(), s.data_ptr(), threads)
+        layout = TYPES[x.dtype], tuple(x3.shape), x3.stride()
+        _host.reduce(op, x.data_ptr(), *layout, y.data_ptr(), s.data_ptr(), threads)
     return y.view(x.shape[:-1]), s.view(x.shape[:-1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,6 +31,14 @@ class Scale:
     col: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     full: torch.Tensor | None = None
+
+    def cpu(self) -> Scale:
+        """The same scale with its vectors in host memory."""
+        moved = {name: None if v is None else v.cpu() for name, v in self._vectors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def _vectors(self) -> dict[str, torch.Tensor | None]:
+        return {"row": self.row, "col": self.col, "bias": self.bias, "full": self.full}
 
     def dense(self, y: torch.Tensor) -> torch.Tensor:
         """s as a float64 tensor of ``shape``: what the kernels never materialise; for other devices and tests."""

@@ -179,8 +179,8 @@ class LogWriter:
             StorageError: an earlier write failed: the disk is full, read-only or failing.
         """
         self._check_usable()
-        if step < 1 or (self._last is not None and step != self._last + 1):
-            raise UsageError(f"step {step}: expected {1 if self._last is None else self._last + 1}")
+        if step < 0 or (self._last is not None and step != self._last + 1):
+            raise UsageError(f"step {step}: expected {0 if self._last is None else self._last + 1}")
         check_step(log, f"step {step}")
         columns = {name: getattr(log, name).tobytes() for name in COLUMNS}
         size = sum(map(len, columns.values())) + OFFSETS.row_bytes

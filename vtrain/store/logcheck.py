@@ -161,7 +161,7 @@ def _check_group(found: dict[str, Any], step: int, where: str) -> int:
         if _integer(attributes.get(key)) != version:
             raise VersionError(f"{where}: {key} is {attributes.get(key)!r}; this release reads {version}")
     first = _integer(attributes.get("first_step"))
-    if first is None or not 1 <= first <= step or not _same(found, group_metadata(first, step)):
+    if first is None or not 0 <= first <= step or not _same(found, group_metadata(first, step)):
         raise LogError(f"{where}: metadata {json.dumps(found)[:300]}; expected a segment that ends at step {step}")
     return first
 

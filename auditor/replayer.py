@@ -1,0 +1,223 @@
+"""The listener that makes an auditor: settles by the log, checks every entry, compares every leaf (numerics §5)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from auditor.evidence import Evidence
+from vtrain import kernels
+from vtrain.commit.digest import StateDigest
+from vtrain.commit.leaf import Leaf
+from vtrain.engine import state
+from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
+from vtrain.engine.loop import StepEnd
+from vtrain.engine.workspace import result
+from vtrain.errors import CheckpointError, Refuted
+from vtrain.rounding import generic
+from vtrain.rounding.bounds import eta_certified, tau_certified
+from vtrain.store.steplog import StepLog
+
+_FAULTS = {
+    1: "a distance between entries is no number",
+    2: "an entry's index is repeated or beyond the result",
+    3: "its entries are not as many as it says",
+    4: "an entry is no value next to the auditor's own",
+    5: "a ternary byte is above 242",
+    6: "a logged value lies outside the certified bound",
+}
+
+
+@dataclass
+class Counts:
+    """What an audit counts.
+
+    Attributes:
+        steps: steps replayed, the initialisation among them.
+        settled: values settled.
+        entries: decisions in the log.
+        corrections: decisions that departed from the auditor's own rounding.
+    """
+
+    steps: int = 0
+    settled: int = 0
+    entries: int = 0
+    corrections: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Take in another part's counts."""
+        self.steps += other.steps
+        self.settled += other.settled
+        self.entries += other.entries
+        self.corrections += other.corrections
+
+
+@dataclass
+class _Cursor:
+    """One step's log, by site."""
+
+    log: StepLog
+    rows: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)  # seq -> row, offsets of gaps, codes, values
+
+    def __post_init__(self) -> None:
+        gaps = codes = values = 0
+        for row, (seq, numel, encoding, narrow, wide, gap_bytes) in enumerate(self.log.sites.tolist()):
+            self.rows[seq] = (row, gaps, codes, values)
+            gaps += gap_bytes
+            codes += (numel + 4) // 5 if encoding else (narrow + 3) // 4
+            values += wide
+
+    def take(self, seq: int) -> tuple[tuple[int, int, int, int], bytes, bytes, bytes] | None:
+        """(numel, encoding, narrow, wide) and the bytes of a site's gaps, codes and values; None if it has no entries."""
+        found = self.rows.pop(seq, None)
+        if found is None:
+            return None
+        row, g, c, v = found
+        _, numel, encoding, narrow, wide, gap_bytes = self.log.sites[row].tolist()
+        code_bytes = (numel + 4) // 5 if encoding else (narrow + 3) // 4
+        gaps, codes = self.log.gaps[g : g + gap_bytes], self.log.codes[c : c + code_bytes]
+        return (numel, encoding, narrow, wide), gaps.tobytes(), codes.tobytes(), self.log.values[v : v + wide].tobytes()
+
+
+class Replayer:
+    """Replays a run's steps against its evidence.
+
+    Args:
+        evidence: the opened run.
+        scalar_ulps: by how much a recomputed host scalar may differ, in float64 ulps.
+
+    Attributes:
+        counts: so far.
+
+    Raises:
+        Refuted: by any method: the first difference, with step and what differs.
+    """
+
+    def __init__(self, evidence: Evidence, scalar_ulps: int) -> None:
+        self._evidence = evidence
+        self._ulps = scalar_ulps
+        self.counts = Counts()
+        self._sites: list[str] = []
+        self._cursor = _Cursor(_EMPTY)
+        self._scalars: list[float] = []
+        self._used = 0
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+    def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
+        """Compare the batch, and open the step's log."""
+        if step > self._evidence.last_step:
+            raise Refuted(step, "steps", f"the run ends at step {self._evidence.last_step}")
+        leaf = self._leaf(step)
+        _same_map(step, "data", leaf.batch, batch, "the batch")
+        log = self._evidence.log(step)
+        self._sites = self._evidence.sites(step)
+        self._cursor = _Cursor(log)
+        self._scalars, self._used = log.scalars.view("<f8").tolist(), 0
+
+    def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
+        """Compare what the step's leaf commits to."""
+        leaf = self._leaf(done.step)
+        if done.sites != leaf.sites:
+            have = done.program.count(b'","') + 1
+            raise Refuted(done.step, "sites", f"{have} settled results here, {len(self._sites)} in the run")
+        if self._used != len(self._scalars):
+            raise Refuted(done.step, "scalars", f"{self._used} host scalars here, {len(self._scalars)} in the run")
+        if self._cursor.rows:
+            raise Refuted(done.step, "log", f"entries for site {min(self._cursor.rows)}, which the step does not have")
+        _same_map(done.step, "loss", leaf.metrics, done.metrics, "metrics")
+        if leaf.state:
+            self._same_state(done.step, leaf, files)
+        self.counts.steps += 1
+
+    def _leaf(self, step: int) -> Leaf:
+        return self._evidence.leaves[step]
+
+    def _same_state(self, step: int, leaf: Leaf, files: Callable[[], state.Files]) -> None:
+        mine = state.digest(files())
+        if mine.text != leaf.state:
+            raise Refuted(step, "state", self._what_differs(step, mine))
+
+    def _what_differs(self, step: int, mine: StateDigest) -> str:
+        """Names of the tensors that differ, if the run's checkpoint is what its leaf says."""
+        from vtrain.commit.digest import files_digest
+        from vtrain.store.checkpoint import read_checkpoint
+
+        try:
+            theirs = files_digest(read_checkpoint(self._evidence.layout, step)[0])
+        except CheckpointError as error:
+            return f"the state digest differs; which tensors, can't be said: {error}"
+        names = sorted(set(mine.tensors) | set(theirs.tensors))
+        differ = [n for n in names if mine.tensors.get(n) != theirs.tensors.get(n)]
+        if not differ:
+            return "the leaf's state digest is not that of the checkpoint, which is right"
+        return f"{len(differ)} of {len(names)} tensors differ: {', '.join(differ[:8])}{' ...' if len(differ) > 8 else ''}"
+
+    # ---- the listener ---------------------------------------------------------------------------------------------
+    def scalar(self, step: int, position: int, value: float) -> float:
+        """The recorded host scalar, if it is within ``scalar_ulps`` of the recomputed one (numerics §2)."""
+        if position >= len(self._scalars):
+            raise Refuted(step, "scalars", f"host scalar {position}: {value!r} here, none in the run")
+        self._used = position + 1
+        recorded = self._scalars[position]
+        if ulps_between(recorded, value) > self._ulps:
+            raise Refuted(step, "scalars", f"host scalar {position}: {recorded!r} in the run, {value!r} here")
+        return recorded
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
+        """Round y; where the log has entries, take them if they lie within the certified bound."""
+        wanted = self._sites[site.seq] if site.seq < len(self._sites) else "no more results"
+        if wanted != str(site):
+            raise Refuted(site.step, "sites", f"result {site.seq}: {wanted} in the run, {site} here")
+        self.counts.settled += y.numel()
+        entry = self._cursor.take(site.seq)
+        if entry is None:
+            return round_result(y, site.fmt)
+        (numel, encoding, narrow, wide), gaps, codes, values = entry
+        device, s = y.device, scale()
+        if device.type != "cpu":
+            y, s = y.cpu(), s.cpu()
+        compute = str(y.dtype).removeprefix("torch.")
+        key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
+        out = result(y.shape, generic.container(site.fmt))
+        found = kernels.replay(y, out, s.shape, site.fmt, key, (numel, encoding, narrow, wide), gaps, codes, values)
+        if found.fault:
+            self._refute(site, found)
+        self.counts.entries += narrow + wide
+        self.counts.corrections += found.corrections
+        return out if device.type == "cpu" else out.to(device)
+
+    def _refute(self, site: Site, found: kernels.Replayed) -> None:
+        what = _FAULTS.get(found.fault, f"fault {found.fault}")
+        where = f"result {site.seq} ({site}), element {found.index}"
+        if found.fault == 6:
+            what += f": logged {found.logged!r}, computed {found.y!r} +- {found.w:.3g}"
+        raise Refuted(site.step, "log", f"{where}: {what}")
+
+
+_EMPTY = StepLog(
+    np.empty((0, 6), "<u8"), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, "<u4"), np.empty(0, "<u8")
+)
+
+
+def _same_map(step: int, what: str, theirs: Mapping[str, str], mine: Mapping[str, str], label: str) -> None:
+    """Compare digests or bits by name; the first name that differs is named."""
+    for name in sorted({*theirs, *mine}):
+        if theirs.get(name) != mine.get(name):
+            found, here = theirs.get(name, "nothing"), mine.get(name, "nothing")
+            raise Refuted(step, what, f"{label} differs in {name or 'its content'!r}: {found} in the run, {here} here")
+
+
+def ulps_between(a: float, b: float) -> int:
+    """Number of float64 values from a to b; 0 for two NaN, huge for NaN and a number."""
+    if a != a or b != b:
+        return 0 if a != a and b != b else 2**64
+    return abs(_ordered(a) - _ordered(b))
+
+
+def _ordered(x: float) -> int:
+    bits = struct.unpack("<q", struct.pack("<d", x))[0]
+    return bits if bits >= 0 else -(bits & 0x7FFF_FFFF_FFFF_FFFF)

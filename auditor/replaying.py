@@ -1,0 +1,151 @@
+"""Replaying somebody's own training loop: ``with replay(...) as run: ... with run.step(batch): ...``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from auditor.evidence import Evidence, open_run
+from auditor.replayer import Replayer
+from auditor.verdict import Verdict, begin
+from vtrain.commit import keys
+from vtrain.engine import state
+from vtrain.engine.backend import environment
+from vtrain.engine.loop import Loop, Model, Optimizer
+from vtrain.engine.optable import table_digest
+from vtrain.errors import IncompleteRunError, Refuted, UsageError, VersionError
+from vtrain.job import LoopJob
+
+
+class Replaying:
+    """A run being replayed; what ``replay`` gives to the body of its ``with``.
+
+    Attributes:
+        verdict: what was found; final when the ``with`` is left.
+    """
+
+    def __init__(self, evidence: Evidence, loop: Loop, verdict: Verdict) -> None:
+        self._evidence, self._loop, self.verdict = evidence, loop, verdict
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model."""
+        return self._loop.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer, or None."""
+        return self._loop.optimizer
+
+    @property
+    def steps_done(self) -> int:
+        """Number of the last finished step."""
+        return self._loop.steps_done
+
+    @contextmanager
+    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
+        """One optimizer step on ``batch``: everything inside must give the bits that the run commits to.
+
+        The first difference ends the ``with replay(...)`` block, without an exception for the caller.
+        """
+        with self._loop.step(batch, indices=indices):
+            yield
+
+    def metric(self, **values: torch.Tensor | float | int) -> None:
+        """Numbers of this step, such as the loss, that the trainer committed to; inside a step."""
+        self._loop.metric(**values)
+
+
+class replay:  # noqa: N801 - reads as a verb: with replay(...) as run
+    """Replay a recorded run at directory ``path`` with the same model, optimizer and loop.
+
+    The body may be the trainer's own, unchanged. Where it first gets another batch, scalar, result or state than the
+    run commits to, the body ends there and ``run.verdict`` says so; precision, seed and checkpoints are the run's.
+
+    Args:
+        path: run directory; never modified.
+        model: the model, or a function that makes it, as given to ``record``.
+        optimizer: likewise.
+        trainer_key: the trainer's public key or its file; without it the verdict says that the key was not known.
+        initial: ``"own"``: the auditor's initial state must be the run's, bit for bit. ``"run"``: take the run's, for
+            initial weights that can't be made again; the verdict says so.
+
+    Raises:
+        MalformedRunError: (on entry) the run is incomplete or malformed.
+        UsageError: a bad argument.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: Model,
+        optimizer: Optimizer = None,
+        trainer_key: Ed25519PublicKey | str | os.PathLike[str] | None = None,
+        initial: str = "own",
+    ) -> None:
+        if initial not in ("own", "run"):
+            raise UsageError(f"initial is {initial!r}; want 'own' or 'run'")
+        self._path, self._model, self._optimizer, self._initial = Path(path), model, optimizer, initial
+        is_key = trainer_key is None or isinstance(trainer_key, Ed25519PublicKey)
+        self._key = trainer_key if is_key else keys.load_public(trainer_key)  # type: ignore[arg-type]
+
+    def __enter__(self) -> Replaying:
+        evidence = open_run(self._path, self._key)  # type: ignore[arg-type]
+        job = evidence.job
+        if not isinstance(job, LoopJob):
+            raise UsageError(f"{self._path}: is the run of a job file; audit it with `vtrain audit`")
+        evidence.require_complete()
+        check_table(job.optable)
+        self._evidence = evidence
+        self._replayer = Replayer(evidence, job.policy.scalar_ulps)
+        self._loop = Loop(self._replayer, job.policy, job.seed)
+        self._verdict = begin(evidence, environment())
+        self._run = Replaying(evidence, self._loop, self._verdict)
+        try:
+            self._begin()
+        except Refuted as found:
+            self._verdict.refute(found)
+            self._loop.steps_done = 0
+        return self._run
+
+    def _begin(self) -> None:
+        if self._initial == "own":
+            self._loop.initialise(self._model, self._optimizer)
+            return
+        self._loop.initialise(self._model, self._optimizer, count=False)
+        state.restore(self._evidence.checkpoint(0), self._loop.model, self._loop.optimizer)
+        self._loop.resume_at(0)
+        self._verdict.notes.append("the initial state was taken from the run, not made again")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        found = value if isinstance(value, Refuted) else None
+        verdict, counts, done = self._verdict, self._replayer.counts, self._loop.steps_done
+        if found is not None:
+            verdict.refute(found)
+        verdict.replayed = [(0, done)] if done >= 0 else []
+        verdict.settled, verdict.entries, verdict.corrections = counts.settled, counts.entries, counts.corrections
+        if kind is None and verdict.verified and done < self._evidence.last_step:
+            last = self._evidence.last_step
+            raise IncompleteRunError(f"the loop ended after step {done}; the run has {last}: it was not audited to its end")
+        return found is not None
+
+
+def check_table(theirs: str) -> None:
+    """Check that a run was made with this release's operation table.
+
+    Raises:
+        VersionError: it was not; its bits may differ for honest reasons.
+    """
+    mine = table_digest()
+    if theirs != mine:
+        raise VersionError(f"the run was made with operation table {theirs[:60]}; this release has {mine}")

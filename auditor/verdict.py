@@ -1,0 +1,183 @@
+"""The verdict of an audit: for people, for machines, and signed (protocol §6, §7.4). Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from auditor.evidence import Evidence
+from vtrain.commit import heads, keys, statement
+from vtrain.commit.digest import file_digest
+from vtrain.errors import Refuted
+from vtrain.store.atomic import write_bytes
+from vtrain.store.layout import step_name
+
+VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v1"
+VERIFIED, REFUTED = "verified", "refuted"
+SHARES = (0.01, 0.05, 0.1, 0.5)
+NOT_CLAIMED = (
+    "that the job was wise, the data clean or the program harmless",
+    "anything about steps that were not replayed",
+    "anything about the job's code, if the trainer chose it",
+    "that the trainer kept no other copy",
+)
+
+
+def detection(segments: int, share: float) -> float:
+    """Probability that replaying so many random segments meets one of a share ``share`` that is bad: 1-(1-q)^n."""
+    return 1.0 - (1.0 - share) ** segments
+
+
+@dataclass
+class Verdict:
+    """What an audit found.
+
+    Attributes:
+        result: ``verified`` or ``refuted``.
+        job: the job's digest, as text.
+        head: the signed note of the last head.
+        key_id: of the trainer's key.
+        key_pinned: whether the auditor knew that key beforehand.
+        steps: number of the run's last step.
+        replayed: ranges ``(first, last)`` of the steps replayed.
+        sampled: segments drawn at random, 0 if the steps were chosen.
+        segments: how many segments the run has.
+        settled, entries, corrections: values settled, decisions in the log, decisions that departed from the
+            auditor's own rounding.
+        violations: logged decisions outside the certified bound.
+        first_bad_step: where a refuted run first goes wrong; None otherwise.
+        what: what differs there: ``data``, ``scalars``, ``log``, ``loss``, ``state``, ``sites``, ``steps`` or ``job``.
+        detail: one line for people.
+        subject: name and SHA-256 of the final model file.
+        environment: the auditor's hardware and library versions.
+        trainer: the trainer's, as it says.
+        notes: what else a reader should know.
+    """
+
+    result: str
+    job: str
+    head: str
+    key_id: str
+    key_pinned: bool
+    steps: int
+    replayed: list[tuple[int, int]]
+    segments: int
+    sampled: int = 0
+    settled: int = 0
+    entries: int = 0
+    corrections: int = 0
+    violations: int = 0
+    first_bad_step: int | None = None
+    what: str = ""
+    detail: str = ""
+    subject: tuple[str, str] = ("", "")
+    environment: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verified(self) -> bool:
+        """Whether everything replayed was equal in every bit."""
+        return self.result == VERIFIED
+
+    @property
+    def exit_code(self) -> int:
+        """0 verified, 1 refuted."""
+        return 0 if self.verified else 1
+
+    def refute(self, found: Refuted) -> None:
+        """Record a difference; the first one stands."""
+        if self.first_bad_step is not None and self.first_bad_step <= found.step:
+            return
+        self.result = REFUTED
+        self.first_bad_step, self.what, self.detail = found.step, found.what, found.detail
+        self.violations = int(found.what == "log")
+
+    @property
+    def detection(self) -> dict[str, str]:
+        """Probability of having met a trainer that cheated in a share of the segments, by share; for random samples."""
+        return {f"{q:.2f}": f"{detection(self.sampled, q):.6f}" for q in SHARES} if self.sampled else {}
+
+    def predicate(self) -> dict[str, Any]:
+        """JSON values of the statement."""
+        return {
+            "result": self.result,
+            "job": self.job,
+            "head": self.head,
+            "trainerKey": {"id": self.key_id, "pinned": self.key_pinned},
+            "steps": self.steps,
+            "replayed": [list(r) for r in self.replayed],
+            "segments": {"all": self.segments, "sampled": self.sampled},
+            "detection": self.detection,
+            "settled": self.settled,
+            "entries": self.entries,
+            "corrections": self.corrections,
+            "violations": self.violations,
+            "firstBadStep": self.first_bad_step,
+            "what": self.what,
+            "detail": self.detail,
+            "auditor": self.environment,
+            "trainer": self.trainer,
+            "notes": self.notes,
+            "notClaimed": list(NOT_CLAIMED),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines: the predicate and the subject."""
+        name, sha256 = self.subject
+        return {**self.predicate(), "subject": {"name": name, "sha256": sha256}}
+
+    def sign(self, path: Path, key: Ed25519PrivateKey) -> None:
+        """Write the verdict as a signed statement.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        made = statement.make_statement(*self.subject, VERDICT_PREDICATE, self.predicate())
+        write_bytes(path, statement.sign_statement(made, key))
+
+    def __str__(self) -> str:
+        ranges = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in self.replayed) or "none"
+        lines = [f"{self.result.upper()}: {self._headline()}"]
+        lines.append(f"  steps replayed  {ranges} of 0-{self.steps}, in {self.segments} segments" if not self.sampled
+                     else f"  steps replayed  {ranges} ({self.sampled} of {self.segments} segments, drawn at random)")
+        lines.append(f"  values settled  {self.settled:,}; decisions in the log {self.entries:,}")
+        lines.append(f"  corrections     {self.corrections:,}; violations {self.violations}")
+        if self.sampled:
+            odds = ", ".join(f"{float(p):.1%} if {float(q):.0%} of segments were bad" for q, p in self.detection.items())
+            lines.append(f"  detection       {odds}")
+        lines.append(f"  job             {self.job}")
+        lines.append(f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})")
+        lines += [f"  note            {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        if self.verified:
+            return "the replayed steps are the trainer's, bit for bit"
+        return f"first bad step {self.first_bad_step}: {self.what}: {self.detail}"
+
+
+def begin(evidence: Evidence, environment: dict[str, Any]) -> Verdict:
+    """A verdict with nothing replayed yet, result ``verified``."""
+    name = f"checkpoints/{step_name(evidence.last_step)}/model.safetensors"
+    attested = evidence.attestation["predicate"].get("environment") if evidence.attestation else None
+    theirs = attested if isinstance(attested, dict) else {}
+    verdict = Verdict(
+        result=VERIFIED,
+        job=heads.job_text(evidence.digest),
+        head=evidence.notes[-1],
+        key_id=keys.key_id(evidence.key),
+        key_pinned=evidence.pinned,
+        steps=evidence.last_step,
+        replayed=[],
+        segments=len(evidence.checkpoints),
+        subject=(name, file_digest(evidence.layout.root / name)),
+        environment=environment,
+        trainer=theirs,
+    )
+    if theirs.get("torch") != environment.get("torch"):
+        verdict.notes.append(f"PyTorch {environment.get('torch')} here, {str(theirs.get('torch'))[:40]} at the trainer")
+    return verdict

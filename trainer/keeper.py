@@ -1,0 +1,114 @@
+"""The trainer's role: a recorder whose steps go to a run on disk (protocol §3-6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from trainer.calibrate import Calibration
+from trainer.recorder import Recorder
+from vtrain.commit.digest import files_digest
+from vtrain.commit.leaf import Leaf
+from vtrain.engine import state
+from vtrain.engine.backend import environment
+from vtrain.engine.listener import ScaleFn, Site, Vary
+from vtrain.engine.loop import StepEnd
+from vtrain.policy import Policy
+from vtrain.store.logformat import step_digest
+from vtrain.store.steplog import StepLog
+from vtrain.store.writer import RunWriter
+
+
+@dataclass(frozen=True)
+class _Pending:
+    leaf: Leaf
+    log: StepLog
+    program: bytes
+    values: dict[str, Any]
+
+
+class Keeper:
+    """Records each step and writes it: leaf and log at once, the state at checkpoints.
+
+    The last step's leaf is held back until it is known whether it is the run's last, which carries a state digest.
+
+    Args:
+        policy: the run's.
+        writer: the run.
+        checkpoint_every: steps between checkpoints.
+
+    Attributes:
+        meta: gives what a checkpoint holds beyond tensors.
+        on_step: called after each step with its values, for progress bars.
+    """
+
+    def __init__(self, policy: Policy, writer: RunWriter, checkpoint_every: int) -> None:
+        self._policy = policy
+        self._writer = writer
+        self._every = checkpoint_every
+        self._recorder = Recorder(policy)
+        self._pending: _Pending | None = None
+        self.meta: Callable[[], dict[str, Any]] = dict
+        self.on_step: Callable[[StepEnd], None] = lambda done: None
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
+        """Round y and log the elements in doubt."""
+        return self._recorder.settle(site, y, scale, vary)
+
+    def scalar(self, step: int, position: int, value: float) -> float:
+        """Record a host scalar."""
+        return self._recorder.scalar(step, position, value)
+
+    def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
+        """Write the step before, now that it is known not to be the last."""
+        self._recorder.take()  # what an abandoned step left behind
+        self._flush(None)
+
+    def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
+        """Commit to the step; a checkpoint where one is due."""
+        calibration: dict[str, str] = {}
+        if self._recorder.calibration is not None and done.step > 0:
+            seen = self._recorder.calibration.seen()
+            calibration = {key: value.hex() for key, value in seen.items()}
+            if done.step >= self._policy.calibration_steps:
+                self._recorder.calibrated(seen)
+        log = self._recorder.take()
+        leaf = Leaf(
+            done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration
+        )
+        values = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
+        self._pending = _Pending(leaf, log, done.program, values)
+        if done.step % self._every == 0:
+            self._flush(files)
+        self.on_step(done)
+
+    def finish(self, files: Callable[[], state.Files]) -> None:
+        """End the run: a last checkpoint and the trainer's statement."""
+        self._flush(files)
+        self._writer.attest(environment())
+
+    def resume(self, leaves: list[Leaf]) -> None:
+        """Take up thresholds where the leaves up to the checkpoint left them."""
+        seen = next((leaf.calibration for leaf in reversed(leaves) if leaf.calibration), {})
+        if self._recorder.calibration is not None:
+            differences = {key: float.fromhex(value) for key, value in seen.items()}
+            self._recorder.calibration = Calibration(differences)
+            if leaves and leaves[-1].step >= self._policy.calibration_steps:
+                self._recorder.calibrated(differences)
+
+    def _flush(self, files: Callable[[], state.Files] | None) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        leaf = pending.leaf
+        if files is None:
+            self._writer.step(leaf, pending.log, pending.program)
+        else:
+            tensors = state.as_bytes(files())
+            leaf = replace(leaf, state=files_digest(tensors).text)
+            self._writer.step(leaf, pending.log, pending.program)
+            self._writer.checkpoint(leaf.step, tensors, self.meta())
+        self._writer.metrics(pending.values)

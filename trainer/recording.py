@@ -1,0 +1,197 @@
+"""Recording somebody's own training loop: ``with record(...) as run: ... with run.step(batch): ...``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from trainer.keeper import Keeper
+from trainer.keys import trainer_key
+from vtrain.commit.leaf import Leaf
+from vtrain.engine import state
+from vtrain.engine.loop import Loop, Model, Optimizer, StepEnd
+from vtrain.engine.optable import table_digest
+from vtrain.errors import CheckpointError, JobError, UsageError
+from vtrain.job import Job, LoopJob, job_digest, parse_canonical
+from vtrain.policy import Policy
+from vtrain.store import canonical
+from vtrain.store.layout import Layout
+from vtrain.store.writer import RunWriter, create, last_checkpoint, written_leaves
+
+
+class Recording:
+    """A run being recorded; what ``record`` gives to the body of its ``with``.
+
+    Attributes:
+        model: the model.
+        optimizer: the optimizer, or None.
+        steps_done: number of the last finished step; more than 0 at the start of a resumed run.
+    """
+
+    def __init__(self, loop: Loop, keeper: Keeper, writer: RunWriter) -> None:
+        self._loop, self._keeper, self._writer = loop, keeper, writer
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model."""
+        return self._loop.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer, or None."""
+        return self._loop.optimizer
+
+    @property
+    def steps_done(self) -> int:
+        """Number of the last finished step."""
+        return self._loop.steps_done
+
+    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> AbstractContextManager[None]:
+        """One optimizer step on ``batch``, any nest of tensors: everything inside is recorded.
+
+        Raises:
+            BatchError: the batch holds a NaN or something that can't be committed to.
+            StateError: model or optimizer were changed since the last step.
+            UnsupportedOperation: (inside) an operation that the table does not know or forbids.
+        """
+        return self._loop.step(batch, indices=indices)
+
+    def metric(self, **values: torch.Tensor | float | int) -> None:
+        """Commit to numbers of this step, such as the loss; inside a step."""
+        self._loop.metric(**values)
+
+
+class record:  # noqa: N801 - reads as a verb: with record(...) as run
+    """Record a training run into directory ``path``.
+
+    On leaving the body without an exception the run is completed and attested; with one (Ctrl-C included) it keeps
+    its last checkpoint, from which ``resume=True`` goes on.
+
+    Args:
+        path: run directory; must not exist, unless resuming.
+        model: the model, or a function without arguments that makes it: then the initial weights are part of what an
+            audit repeats.
+        optimizer: the optimizer, a function that makes it for the model, or None.
+        policy: precision and thresholds; float32 certified by default.
+        seed: of all random numbers drawn inside steps, below 2^128.
+        checkpoint_every: steps between checkpoints.
+        key: the trainer's private key or its file; made once per user where it is not given.
+        resume: go on with the run at ``path``.
+        extra: objects with ``state_dict`` and ``load_state_dict`` to restore on resuming, such as a scheduler.
+
+    Raises:
+        RunExistsError: there is something at ``path``.
+        UsageError: a bad argument; nothing was written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: Model,
+        optimizer: Optimizer = None,
+        policy: Policy | None = None,
+        seed: int | str = 0,
+        checkpoint_every: int = 10,
+        key: Ed25519PrivateKey | str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        on_step: Callable[[StepEnd], None] | None = None,
+    ) -> None:
+        self._path = Path(path)
+        self._model, self._optimizer = model, optimizer
+        self._policy = policy or Policy()
+        self._seed = seed
+        self._every = checkpoint_every
+        self._key = key
+        self._resume = resume
+        self._extra = dict(extra or {})
+        self._on_step = on_step
+
+    def __enter__(self) -> Recording:
+        job = self._job()
+        data = job.canonical()
+        return self._open(job, data)
+
+    def _job(self) -> LoopJob | Job:
+        if isinstance(self._every, bool) or not isinstance(self._every, int) or self._every < 1:
+            raise UsageError(f"checkpoint_every is {self._every!r}; want an integer from 1")
+        return LoopJob(
+            seed=str(self._seed), policy=self._policy, checkpoint_every=self._every, optable=table_digest()
+        )
+
+    def _open(self, job: LoopJob | Job, data: bytes) -> Recording:
+        key = trainer_key(self._key)
+        digest = job_digest(data)
+        if self._resume:
+            _check_same(Layout(self._path), job, data)
+            self._writer = RunWriter(Layout(self._path), data, digest, key)
+        else:
+            self._writer = create(self._path, data, digest, key)
+        try:
+            return self._start()
+        except BaseException:
+            self._writer.close()
+            raise
+
+    def _start(self) -> Recording:
+        writer = self._writer
+        self._keeper = Keeper(self._policy, writer, self._every)
+        self._keeper.meta = self._meta
+        if self._on_step is not None:
+            self._keeper.on_step = self._on_step
+        self._loop = Loop(self._keeper, self._policy, self._seed)
+        resuming = writer.checkpoint_step >= 0
+        self._loop.initialise(self._model, self._optimizer, count=not resuming)
+        if resuming:
+            self._restore(writer.checkpoint_step)
+        return Recording(self._loop, self._keeper, writer)
+
+    def _restore(self, step: int) -> None:
+        layout = self._writer.layout
+        files, meta = last_checkpoint(layout, step)
+        state.restore(files, self._loop.model, self._loop.optimizer)
+        state.restore_meta(meta, self._loop.optimizer, self._extra)
+        leaves: list[Leaf] = written_leaves(layout)
+        if state.digest(self._loop.files()).text != leaves[-1].state:
+            raise CheckpointError(f"{layout.checkpoint(step)}: not the state that its leaf commits to")
+        self._keeper.resume(leaves)
+        self._loop.resume_at(step)
+
+    def _meta(self) -> dict[str, Any]:
+        return state.meta(self._loop.optimizer, self._extra)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._keeper.finish(self._loop.files)
+        finally:
+            self._writer.close()
+
+
+def _check_same(layout: Layout, job: LoopJob | Job, data: bytes) -> None:
+    """Refuse to go on with a run under another job.
+
+    Raises:
+        JobError: it is another job; says the keys that differ.
+        UsageError: there is no run.
+    """
+    if not layout.job.is_file():
+        raise UsageError(f"{layout.root}: no run to resume")
+    there = layout.job.read_bytes()
+    if there == data:
+        return
+    found = parse_canonical(there, canonical.loads(there, where=str(layout.job)), str(layout.job))
+    theirs, mine = found.model_dump(), job.model_dump()
+    differ = [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]
+    raise JobError(f"{layout.root}: was begun as another job: {', '.join(differ) or 'kind'} differ")
+

@@ -1,0 +1,205 @@
+"""Writes a run: log, leaves, heads, checkpoints, in an order that a kill at any moment can't spoil (protocol §3-6).
+
+A checkpoint at step c is acknowledged by its signed head, written last: log segment, checkpoint, leaves, head. What
+follows the last head is dropped on resuming, and done again with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from vtrain.commit import heads, keys, merkle, statement
+from vtrain.commit.digest import TensorBytes, file_digest
+from vtrain.commit.leaf import Leaf, leaf_from_json
+from vtrain.errors import BatchError, CheckpointError, KeyFileError, TranscriptError
+from vtrain.store import layout as places
+from vtrain.store import transcript
+from vtrain.store.atomic import remove_temporaries, remove_tree, storage_errors, write_bytes
+from vtrain.store.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from vtrain.store.layout import Layout, WriterLock, step_name
+from vtrain.store.log import LogWriter, discard_after
+from vtrain.store.steplog import StepLog
+
+RUN_PREDICATE = "https://vtrain.dev/attestation/run/v1"
+KEY_NAME = "vtrain-trainer"
+
+
+class RunWriter:
+    """The one writer of a run.
+
+    Args:
+        layout: a run directory made by ``create``, or one to go on with.
+        job: the job's canonical bytes.
+        digest: the job's digest.
+        key: the trainer's.
+
+    Attributes:
+        checkpoint_step: step of the last acknowledged checkpoint, -1 if there is none.
+    """
+
+    def __init__(self, layout: Layout, job: bytes, digest: bytes, key: Ed25519PrivateKey) -> None:
+        self.layout = layout
+        self._digest = digest
+        self._key = key
+        self._lock = WriterLock(layout)
+        self._lock.__enter__()
+        try:
+            self._open(job)
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+
+    def _open(self, job: bytes) -> None:
+        layout = self.layout
+        if not layout.public_key.exists():
+            write_bytes(layout.public_key, keys.public_text(self._key).encode())
+        elif keys.raw_public(keys.load_public(layout.public_key)) != keys.raw_public(self._key.public_key()):
+            raise KeyFileError(f"{layout.root}: was begun with another key; resume it with that one")
+        if not layout.job.exists():
+            write_bytes(layout.job, job)  # last: a run without a job has nothing to go on with
+        self._tree, self.checkpoint_step, lines = _acknowledged(layout)
+        self._drop_after(self.checkpoint_step, lines)
+        self._transcript = transcript.TranscriptWriter(layout.transcript)
+        self._log = LogWriter(layout.log)
+        self._programs = {path.stem for path in layout.programs.iterdir()}
+        with storage_errors(layout.metrics):
+            self._metrics = open(layout.metrics, "a", encoding="utf-8")  # noqa: SIM115
+
+    def _drop_after(self, step: int, lines: int) -> None:
+        layout = self.layout
+        if layout.transcript.exists():
+            transcript.truncate_after(layout.transcript, lines)
+        discard_after(layout.log, step)
+        for found in list_checkpoints(layout):
+            if found > step:
+                remove_tree(layout.checkpoint(found))
+        for directory in (layout.root, layout.checkpoints, layout.programs):
+            remove_temporaries(directory)
+        layout.attestation.unlink(missing_ok=True)
+        _keep_metrics(layout.metrics, step)
+
+    def step(self, leaf: Leaf, log: StepLog, program: bytes) -> None:
+        """Take one step: its log goes to the background writer, its leaf to the transcript.
+
+        Raises:
+            BatchError: a batch or metric has a name that a leaf can't carry.
+            StorageError: the disk is full, read-only or failing.
+        """
+        value = leaf.to_json()
+        try:
+            leaf_from_json(value, leaf.step)
+        except TranscriptError as error:
+            raise BatchError(str(error)) from error
+        if leaf.sites not in self._programs:
+            write_bytes(self.layout.programs / f"{leaf.sites}.json", program)
+            self._programs.add(leaf.sites)
+        self._log.append(leaf.step, log)
+        self._tree.append(merkle.leaf_hash(self._transcript.append(value)))
+
+    def checkpoint(
+        self, step: int, files: Mapping[str, Mapping[str, TensorBytes]], meta: dict[str, Any]
+    ) -> None:
+        """Make everything up to ``step``, whose leaf carries the state digest, durable, and sign it.
+
+        Raises:
+            StorageError: the disk is full, read-only or failing; the checkpoint before stays valid.
+        """
+        self._log.end_segment(step)
+        write_checkpoint(self.layout, step, files, meta)
+        note = heads.sign_head(heads.Head(len(self._tree), self._tree.root(), self._digest), self._key, KEY_NAME)
+        self._transcript.append({"type": "head", "note": note})
+        self._transcript.sync()
+        self.checkpoint_step = step
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Append a line for people; neither durable nor evidence."""
+        with storage_errors(self.layout.metrics):
+            self._metrics.write(json.dumps(values) + "\n")
+
+    def attest(self, environment: dict[str, Any]) -> None:
+        """Write the trainer's statement on the last checkpoint's model (protocol §6)."""
+        name = f"checkpoints/{step_name(self.checkpoint_step)}/model.safetensors"
+        head = heads.Head(len(self._tree), self._tree.root(), self._digest)
+        predicate = {
+            "job": heads.job_text(self._digest),
+            "steps": self.checkpoint_step,
+            "head": heads.sign_head(head, self._key, KEY_NAME),
+            "environment": environment,
+        }
+        made = statement.make_statement(name, file_digest(self.layout.root / name), RUN_PREDICATE, predicate)
+        write_bytes(self.layout.attestation, statement.sign_statement(made, self._key))
+
+    def close(self) -> None:
+        """Give up what follows the last checkpoint, and let go of the run."""
+        self._log.abort()
+        try:
+            self._transcript.close()
+            with storage_errors(self.layout.metrics):
+                self._metrics.close()
+        finally:
+            self._lock.__exit__(None, None, None)
+
+
+def create(root: Path, job: bytes, digest: bytes, key: Ed25519PrivateKey) -> RunWriter:
+    """Begin a new run.
+
+    Raises:
+        RunExistsError: the directory exists and is not empty.
+        StorageError: the disk refuses.
+    """
+    return RunWriter(places.create(root), job, digest, key)
+
+
+def _acknowledged(layout: Layout) -> tuple[merkle.Tree, int, int]:
+    """Tree and step of the last head whose checkpoint is there, and the transcript lines up to it."""
+    tree, best, lines = merkle.Tree(), (-1, 0), 0
+    hashes: list[bytes] = []
+    if not layout.transcript.exists():
+        return tree, -1, 0
+    there = set(list_checkpoints(layout))
+    for line, value in transcript.read(layout.transcript).lines:
+        lines += 1
+        if value["type"] == "leaf":
+            hashes.append(merkle.leaf_hash(line))
+        elif len(hashes) - 1 in there:
+            best = (len(hashes), lines)
+    size, lines = best
+    return merkle.Tree(hashes[: max(size, 0)]), size - 1 if size > 0 else -1, lines
+
+
+def last_checkpoint(layout: Layout, step: int) -> tuple[dict[str, dict[str, TensorBytes]], dict[str, Any]]:
+    """The checkpoint to resume from.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if step < 0:
+        raise CheckpointError(f"{layout.root}: no complete checkpoint to resume from; train anew")
+    return read_checkpoint(layout, step)
+
+
+def _keep_metrics(path: Path, step: int) -> None:
+    """Drop the metrics of steps that will be done again."""
+    if not path.exists():
+        return
+    kept = []
+    with storage_errors(path):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # torn
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+
+def written_leaves(layout: Layout) -> list[Leaf]:
+    """The leaves of the writer's own run, after it dropped what was not acknowledged."""
+    values = [value for _, value in transcript.read(layout.transcript).lines if value["type"] == "leaf"]
+    return [leaf_from_json(value, step) for step, value in enumerate(values)]
