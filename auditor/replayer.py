@@ -175,7 +175,7 @@ class Replayer:
         self.counts.settled += y.numel()
         entry = self._cursor.take(site.seq)
         if entry is None:
-            return round_result(y, site.fmt)
+            return round_result(y, site.fmt, site.signed)
         (numel, encoding, narrow, wide), gaps, codes, values = entry
         device, s = y.device, scale()
         if device.type != "cpu":
@@ -183,7 +183,8 @@ class Replayer:
         compute = str(y.dtype).removeprefix("torch.")
         key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
         out = result(y.shape, generic.container(site.fmt))
-        found = kernels.replay(y, out, s.shape, site.fmt, key, (numel, encoding, narrow, wide), gaps, codes, values)
+        geometry = kernels.geometry(y, out, s.shape, site.signed)
+        found = kernels.replay(geometry, site.fmt, key, (numel, encoding, narrow, wide), gaps, codes, values)
         if found.fault:
             self._refute(site, found)
         self.counts.entries += narrow + wide

@@ -40,7 +40,7 @@ class Recorder:
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Round y and log the elements in doubt."""
         if self.threshold.kind == "off":
-            return round_result(y, site.fmt)
+            return round_result(y, site.fmt, site.signed)
         s = scale()
         compute = str(y.dtype).removeprefix("torch.")
         width = self.threshold.width(s.kind, s.length, s.kappa, compute)
@@ -52,13 +52,13 @@ class Recorder:
         if y.device.type != "cpu":
             return self._settle_elsewhere(site, y, s, *width)
         out = result(y.shape, generic.container(site.fmt))
-        self._sink.settle(site.seq, kernels.geometry(y, out, s.shape), site.fmt.key, kernels.scale_key(s, *width))
+        self._sink.settle(site.seq, kernels.geometry(y, out, s.shape, site.signed), site.fmt.key, kernels.scale_key(s, *width))
         return out
 
     def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:
-        index, values, w = (t.cpu().numpy() for t in generic.in_doubt(y, s, tau, eta, site.fmt))
+        index, values, w = (t.cpu().numpy() for t in generic.in_doubt(y, s, tau, eta, site.fmt, site.signed))
         self._sink.add(site.seq, y.numel(), site.fmt.key, index.tobytes(), values.tobytes(), w.tobytes())
-        return generic.round_to(y, site.fmt)
+        return generic.round_to(y, site.fmt, site.signed)
 
     def scalar(self, step: int, position: int, value: float) -> float:
         """Record a host scalar."""

@@ -71,7 +71,7 @@ class Engine:
 
     # ---- settling -----------------------------------------------------------------------------------------------
     def settle(
-        self, part: str, y: torch.Tensor, scale: ScaleFn, fmt: Format, vary: Vary | None = None
+        self, part: str, y: torch.Tensor, scale: ScaleFn, fmt: Format, vary: Vary | None = None, signed: bool = False
     ) -> torch.Tensor:
         """Round a result computed in C; what was in doubt is logged, or decided by the log (numerics §3-5).
 
@@ -81,6 +81,7 @@ class Engine:
             scale: computes its error scale.
             fmt: format to round to.
             vary: computes y in another order (see Listener.settle).
+            signed: whether a zero keeps its sign (see Site).
 
         Returns:
             New contiguous tensor of y's shape in the format's container.
@@ -88,7 +89,7 @@ class Engine:
         name = f"{self.op}/{part}" if part else self.op
         key = (name, y.shape, fmt)
         number = self.names.get(key)
-        site = Site(self.step, self.seq, name, tuple(y.shape), fmt)
+        site = Site(self.step, self.seq, name, tuple(y.shape), fmt, signed)
         if number is None:
             number = self.names[key] = len(self.sites)
             self.sites.append(str(site))
@@ -98,9 +99,12 @@ class Engine:
             return torch.empty(y.shape, dtype=container(fmt), device=y.device)
         return self.listener.settle(site, y.contiguous(), scale, vary)
 
-    def function(self, y: torch.Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA) -> torch.Tensor:
+    def function(
+        self, y: torch.Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA
+    ) -> torch.Tensor:
         """Settle an elementwise function computed in float64, s = |y|."""
-        return self.settle(part, y, lambda: Scale("function", 1, kappa, (1, 1, y.numel()), relative=True), fmt)
+        scale = Scale("function", 1, kappa, (1, 1, y.numel()), relative=True)
+        return self.settle(part, y, lambda: scale, fmt, signed=True)
 
     # ---- composites compute in float32 with float64 behind it, whatever T is ---------------------------------------
     def wide(self, name: str, x: torch.Tensor) -> torch.Tensor:

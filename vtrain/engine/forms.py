@@ -64,6 +64,12 @@ def form_of(func: Any) -> Form | None:
     return Form(TABLE[str(functional)], functional, not outs, outs, scalars, words)
 
 
+def touches_no_tensor(func: Any) -> bool:
+    """Whether an overload neither takes nor gives tensors or floats, such as a library's version number."""
+    types = [str(a.type) for a in (*func._schema.arguments, *func._schema.returns)]
+    return not any(word in t for t in types for word in ("Tensor", "float", "number", "Any"))
+
+
 def _holds_scalar(argument: Any) -> bool:
     return any(word in str(argument.type) for word in ("number", "Scalar", "float"))
 

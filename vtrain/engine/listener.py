@@ -25,6 +25,8 @@ class Site:
         name: operation, and what part of it where it settles several results.
         shape: shape of the result.
         fmt: format that it is rounded to.
+        signed: whether the sign of a zero is part of the result. A sum's is not: libraries that start it from its first
+            term and those that start it from +0 give other signs where all terms are zero; so such a zero is +0.
     """
 
     step: int
@@ -32,6 +34,7 @@ class Site:
     name: str
     shape: tuple[int, ...]
     fmt: Format
+    signed: bool = True
 
     def __str__(self) -> str:
         return f"{self.name} {self.fmt.name}{list(self.shape)}"
@@ -61,18 +64,18 @@ class Listener(Protocol):
         ...
 
 
-def round_result(y: torch.Tensor, fmt: Format) -> torch.Tensor:
+def round_result(y: torch.Tensor, fmt: Format, signed: bool = True) -> torch.Tensor:
     """Round y to ``fmt`` in a new tensor, without a log."""
     if y.device.type != "cpu":
-        return generic.round_to(y, fmt)
-    return round_on_host(y, result(y.shape, generic.container(fmt)), fmt)
+        return generic.round_to(y, fmt, signed)
+    return round_on_host(y, result(y.shape, generic.container(fmt)), fmt, signed)
 
 
 class Plain:
     """Rounds and logs nothing: a run that nobody audits, and the ``off`` threshold's twin."""
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
-        return round_result(y, site.fmt)
+        return round_result(y, site.fmt, site.signed)
 
     def scalar(self, step: int, position: int, value: float) -> float:
         return value

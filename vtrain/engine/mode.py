@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vtrain.engine.ops
 from vtrain.engine import foreach
 from vtrain.engine.core import Engine
-from vtrain.engine.forms import Form, form_of
+from vtrain.engine.forms import Form, form_of, touches_no_tensor
 from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass
 from vtrain.errors import UnsupportedOperation
@@ -69,6 +69,8 @@ class EngineMode(TorchDispatchMode):
                 raise unsupported(str(func), "no per-tensor operation is known for it")
             return lambda args, kwargs: foreach.run(self._dispatch, func, args, kwargs)
         form = form_of(func)
+        if form is None and touches_no_tensor(func):
+            return lambda args, kwargs: func(*args, **kwargs)
         if form is None:
             raise unsupported(str(func), "not in the operation table; it may round differently on other hardware")
         if form.entry.cls is OpClass.FORBIDDEN:

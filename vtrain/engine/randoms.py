@@ -17,6 +17,7 @@ from vtrain.errors import UnsupportedOperation, UsageError
 from vtrain.random import (
     StreamKey,
     bernoulli_threshold,
+    box_muller,
     for_each_chunk,
     permutation,
     randint,
@@ -111,27 +112,26 @@ class PhiloxSource:
             raise UsageError(f"uniform draws from [{low!r}, {high!r}); wanted bounds that are finite in {dtype}")
         return torch.where(drawn < ceiling, drawn, floor).reshape(tuple(shape)).to(device)
 
-    def normal_parts(
+    def normal(
         self, shape: Sequence[int], step: int, site: int, device: torch.device | str = "cpu"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What normal draws are made of (Box and Muller 1958): sqrt(-2 ln u1) * cos(2 pi u2), which the caller settles.
+    ) -> torch.Tensor:
+        """Standard normal draws, defined by IEEE operations (``vtrain.random.box_muller``) and rounded once to float32.
 
         Element i takes block i: its first 64-bit word makes u1 = ((w >> 11) + 1) * 2^-53 in (0, 1], its second
         u2 = (w >> 11) * 2^-53 in [0, 1). Both are exact.
 
         Returns:
-            (u1, u2), float64, of the given shape.
+            float32, of the given shape.
         """
-        u1, u2 = (np.empty(math.prod(shape), dtype=np.float64) for _ in range(2))
+        out = np.empty(math.prod(shape), dtype=np.float32)
 
         def convert(piece: U32, start: int, stop: int) -> None:
             pairs = uint64s(piece)
-            u1[start:stop] = _positive_unit(pairs[0::2])
-            u2[start:stop] = (pairs[1::2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+            u2 = (pairs[1::2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+            out[start:stop] = box_muller(_positive_unit(pairs[0::2]), u2)
 
-        for_each_chunk(self.key, step, site, u1.size, 4, convert)
-        first, second = (torch.from_numpy(u).reshape(tuple(shape)).to(device) for u in (u1, u2))
-        return first, second
+        for_each_chunk(self.key, step, site, out.size, 4, convert)
+        return torch.from_numpy(out).reshape(tuple(shape)).to(device)
 
     def exponential_parts(
         self, shape: Sequence[int], step: int, site: int, device: torch.device | str = "cpu"

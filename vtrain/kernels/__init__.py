@@ -23,7 +23,7 @@ def variant() -> str:
     return str(_host.variant())
 
 
-SettledGeometry = tuple[int, bool, int, int, int, int, int]
+SettledGeometry = tuple[int, bool, int, int, int, int, int, bool]
 ScaleKey = tuple[float, float, int, int, int, int, bool]
 
 
@@ -37,8 +37,13 @@ def scale_key(scale: Scale, tau: float, eta: float) -> ScaleKey:
     return (tau, eta, *vectors, scale.relative)
 
 
-def geometry(y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int]) -> SettledGeometry:
+def geometry(
+    y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int], signed: bool = True
+) -> SettledGeometry:
     """Address and shape of a settled tensor as the kernels take them.
+
+    Args:
+        signed: whether a zero keeps its sign; otherwise all zeros become +0.
 
     Raises:
         ValueError: y is not a contiguous CPU tensor of float32 or float64, or out does not match it.
@@ -51,12 +56,12 @@ def geometry(y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int]) ->
         raise ValueError(f"y is {y.dtype}, want float32 or float64")
     if not (y.is_contiguous() and out.is_contiguous() and y.numel() == out.numel() == shape[0] * shape[1] * shape[2]):
         raise ValueError(f"y {tuple(y.shape)} and out {tuple(out.shape)} must be contiguous and of shape {shape}")
-    return y.data_ptr(), wide, out.data_ptr(), *shape, torch.get_num_threads()
+    return y.data_ptr(), wide, out.data_ptr(), *shape, torch.get_num_threads(), signed
 
 
-def round_to(y: torch.Tensor, out: torch.Tensor, fmt: Format) -> torch.Tensor:
+def round_to(y: torch.Tensor, out: torch.Tensor, fmt: Format, signed: bool = True) -> torch.Tensor:
     """Round y (float32 or float64, contiguous, CPU) to ``fmt`` into ``out``; ties to even."""
-    _host.round_only(geometry(y, out, (1, 1, y.numel())), fmt.key)
+    _host.round_only(geometry(y, out, (1, 1, y.numel()), signed), fmt.key)
     return out
 
 
@@ -79,15 +84,15 @@ class Replayed(NamedTuple):
 
 
 def replay(
-    y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int], fmt: Format, scale: ScaleKey,
+    geometry: SettledGeometry, fmt: Format, scale: ScaleKey,
     site: tuple[int, int, int, int], gaps: bytes, codes: bytes, values: bytes,
 ) -> Replayed:  # fmt: skip
-    """Round y into ``out`` with a site's logged decisions, each checked against the half-width (numerics §5).
+    """Round y with a site's logged decisions, each checked against the half-width (numerics §5).
 
     Args:
         site: numel, encoding, short codes, whole values, as its row of the log says; hostile, as are the bytes.
     """
-    return Replayed(*_host.replay(geometry(y, out, shape), fmt.key, scale, site, gaps, codes, values))
+    return Replayed(*_host.replay(geometry, fmt.key, scale, site, gaps, codes, values))
 
 
 _NORM, _SUM, _SQUARES = 0, 1, 2
@@ -138,3 +143,11 @@ def to_columns(x: torch.Tensor, cols: torch.Tensor, g: Geometry) -> None:
 def from_columns(cols: torch.Tensor, x: torch.Tensor, g: Geometry) -> None:
     """The transpose of ``to_columns``: x becomes the sum of the columns' elements that read it, in C."""
     _host.image(g, cols.dtype is torch.float64, cols.data_ptr(), x.data_ptr(), torch.get_num_threads())
+
+
+def tap_squares(x: torch.Tensor, g: Geometry) -> torch.Tensor:
+    """Sum of squares of what each kernel tap reads of x ``(n, c, h, w)``, contiguous: float64 ``(c, kh * kw)``."""
+    out = torch.empty((g[1], g[4] * g[5]), dtype=torch.float64)
+    if out.numel():
+        _host.taps(g, TYPES[x.dtype], x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    return out

@@ -181,7 +181,7 @@ class Replay {
   };
 
   double y_at(uint64_t i) const {
-    return g.y_is_f64 ? static_cast<const double*>(g.y)[i] : static_cast<double>(static_cast<const float*>(g.y)[i]);
+    return (g.y_is_f64 ? static_cast<const double*>(g.y)[i] : static_cast<double>(static_cast<const float*>(g.y)[i])) + g.zero;
   }
 
   template <class Use> void indices(const uint8_t*& p, const uint8_t* end, uint64_t numel, uint64_t count, Use use) {

@@ -25,6 +25,7 @@ struct Job {
   Format format;
   int64_t batch, rows, cols;
   int threads;
+  double zero;  // added to every y: 0.0 turns -0 into +0 (the sign of an empty sum is no result), -0.0 changes nothing
 };
 
 struct Entry {

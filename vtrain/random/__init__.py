@@ -7,6 +7,7 @@ and any step can be entered without the steps before it. Knows nothing of torch.
 from __future__ import annotations
 
 from vtrain.random.draws import bernoulli_threshold, permutation, randint, uint64s, uniform24, uniform53
+from vtrain.random.normal import box_muller
 from vtrain.random.philox import MAX_SITE, MAX_STEP, MAX_WORDS, StreamKey, for_each_chunk, philox4x32, words
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MAX_WORDS",
     "StreamKey",
     "bernoulli_threshold",
+    "box_muller",
     "for_each_chunk",
     "permutation",
     "philox4x32",

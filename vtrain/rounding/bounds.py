@@ -51,10 +51,6 @@ FUNCTION_KAPPA = 16.0
 # costs a few more ulps (measured against an arbitrary-precision reference: at most 40 u).
 ERFINV_KAPPA = 256.0
 
-# Box-Muller, sqrt(-2 ln u1) * cos(2 pi u2), s = sqrt(-2 ln u1): ln, sqrt and cos err by 2-4 u each relative to their
-# results; the rounding of 2 pi u2 (argument below 7) moves the cosine by at most 7 * 2 u absolutely.
-NORMAL_KAPPA = 64.0
-
 
 def tau_certified(kappa: float, compute: str) -> float:
     """Half-width of the doubt in units of s, complete by proof (numerics §3)."""

@@ -35,21 +35,27 @@ def round_double(y: torch.Tensor, fmt: Format) -> torch.Tensor:
     return torch.where(y.isnan(), y, torch.copysign(r, y))
 
 
-def round_to(y: torch.Tensor, fmt: Format) -> torch.Tensor:
-    """Round y (float32 or float64) to ``fmt``; a new tensor in the format's container."""
-    wide = y.to(torch.float64)
+def round_to(y: torch.Tensor, fmt: Format, signed: bool = True) -> torch.Tensor:
+    """Round y (float32 or float64) to ``fmt``; a new tensor in the format's container.
+
+    Args:
+        signed: whether a zero keeps its sign; otherwise all zeros become +0.
+    """
+    wide = y.to(torch.float64) + (-0.0 if signed else 0.0)
     if fmt.container == "float32" and fmt.native:
         return wide.to(torch.float32)
     return round_double(wide, fmt).to(container(fmt))
 
 
-def in_doubt(y: torch.Tensor, scale: Scale, tau: float, eta: float, fmt: Format) -> tuple[torch.Tensor, ...]:
+def in_doubt(
+    y: torch.Tensor, scale: Scale, tau: float, eta: float, fmt: Format, signed: bool = True
+) -> tuple[torch.Tensor, ...]:
     """Elements whose rounding other hardware could decide otherwise.
 
     Returns:
         ``(index, y, w)``: flat indices (int64, ascending), values and half-widths (float64), on y's device.
     """
-    wide = y.to(torch.float64).reshape(-1)
+    wide = y.to(torch.float64).reshape(-1) + (-0.0 if signed else 0.0)
     w = tau * scale.dense(y).reshape(-1) + eta
     low, high = round_double(wide - w, fmt), round_double(wide + w, fmt)
     index = (low.view(torch.int64) != high.view(torch.int64)).nonzero().view(-1)

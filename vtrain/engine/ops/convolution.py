@@ -115,7 +115,7 @@ def _simple(s: Shape) -> bool:
 def _group_squares(x: Tensor, groups: int) -> Tensor:
     """Sum of squares over each group's channels: ``(samples * groups, 1, h, w)``, float64."""
     wide = x.to(F64).square_()
-    return wide.view(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:]).sum(1, keepdim=True)
+    return wide.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:]).sum(1, keepdim=True)
 
 
 def patch_norms(engine: Engine, x: Tensor, s: Shape) -> Tensor:
@@ -231,7 +231,7 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
 
     def scale() -> Scale:
         rows = _channel_norms(grad)
-        cols = _channel_norms(x).view(g, cg, 1).expand(-1, -1, s.kh * s.kw).reshape(g, s.depth).contiguous()
+        cols = _tap_norms(x, s).view(g, s.depth)
         return Scale("conv", terms, sum_kappa(terms, _c_name(c)), (g, og, s.depth), row=rows, col=cols)
 
     def vary() -> Tensor:
@@ -248,6 +248,16 @@ def _channel_norms(x: Tensor) -> Tensor:
     flat = x.reshape(x.shape[0], x.shape[1], -1)
     by_sample = row_norms(flat.contiguous())
     return by_sample.square_().sum(0).sqrt_()
+
+
+def _tap_norms(x: Tensor, s: Shape) -> Tensor:
+    """Norm of what each kernel tap reads of each channel, float64 ``(c, kh * kw)``: 0 for taps that only read padding."""
+    if x.device.type == "cpu":
+        source = x.contiguous()
+        source = source.to(F32) if source.dtype is torch.float16 else source
+        return kernels.tap_squares(source, s.key(s.n, s.c)).sqrt_()
+    patches = F.unfold(x.to(F64), (s.kh, s.kw), s.dilation, s.padding, s.stride)
+    return patches.square_().sum((0, 2)).sqrt_().view(s.c, -1)
 
 
 def _pair(v: Sequence[int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.optable import OpClass, forbid, register
 from vtrain.engine.randoms import PhiloxSource
-from vtrain.rounding.bounds import FUNCTION_KAPPA, NORMAL_KAPPA
+from vtrain.rounding.bounds import FUNCTION_KAPPA
 from vtrain.rounding.formats import FLOAT32
 from vtrain.rounding.scale import Scale
 
@@ -33,21 +33,14 @@ def _dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype or torch.get_default_dtype()
 
 
-def standard_normal(engine: Engine, shape: Sequence[int], device: torch.device | str, generator: Generator = None) -> Tensor:
-    """sqrt(-2 ln u1) * cos(2 pi u2) in float64, settled to float32; s is the radius (Box and Muller 1958)."""
-    u1, u2 = _source(engine, generator).normal_parts(shape, *engine.next_draw(), device=device)
-    radius = u1.log().mul_(-2.0).sqrt()
-    y = torch.mul(radius, u2.mul_(2.0 * math.pi).cos())
-    scale = Scale("function", 1, NORMAL_KAPPA, (1, 1, y.numel()), full=radius.contiguous())
-    return engine.settle("normal", y, lambda: scale, FLOAT32)
-
-
 def normal(
     engine: Engine, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, mean: float | Tensor = 0.0,
     std: float | Tensor = 1.0, generator: Generator = None,
 ) -> Tensor:
-    """mean + std * z with z rounded to float32 first."""
-    z = standard_normal(engine, shape, device, generator)
+    """mean + std * z, z being rounded to float32 first."""
+    if dtype is F64:
+        engine.refuse("random float64")
+    z = _source(engine, generator).normal(shape, *engine.next_draw(), device=device)
     if isinstance(std, Tensor) or std != 1.0:
         z = torch.mul(z, std)
     if isinstance(mean, Tensor) or mean != 0.0:

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 namespace vtrain {
 namespace {
@@ -69,6 +70,34 @@ template <class C> void scatter(const Patches& p, const C* cols, C* x) {
     }
 }
 
+// Per (channel, kernel row, kernel column), the sum of squares of the input elements that this tap reads: rows of the
+// input are first added up by kernel row, then each kernel column picks its own columns.
+template <class X> void squares_by_tap(const Patches& p, const X* x, double* out) {
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t c = 0; c < p.c; c++) {
+    std::vector<double> rows(static_cast<size_t>(p.kh * p.w), 0.0);
+    for (int64_t b = 0; b < p.n; b++) {
+      const X* plane = x + (b * p.c + c) * p.h * p.w;
+      for (int64_t ky = 0; ky < p.kh; ky++)
+        for (int64_t oy = 0; oy < p.oh; oy++) {
+          const int64_t iy = oy * p.stride_h - p.pad_h + ky * p.dil_h;
+          if (iy < 0 || iy >= p.h) continue;
+          double* sum = rows.data() + ky * p.w;
+          const X* in = plane + iy * p.w;
+          for (int64_t ix = 0; ix < p.w; ix++) { const double v = static_cast<double>(widen(in[ix])); sum[ix] += v * v; }
+        }
+    }
+    for (int64_t ky = 0; ky < p.kh; ky++)
+      for (int64_t kx = 0; kx < p.kw; kx++) {
+        int64_t from, to;
+        inside(p, kx, from, to);
+        double total = 0;
+        for (int64_t ox = from; ox < to; ox++) total += rows[ky * p.w + ox * p.stride_w - p.pad_w + kx * p.dil_w];
+        out[(c * p.kh + ky) * p.kw + kx] = total;
+      }
+  }
+}
+
 template <class C> void gather_from(const Patches& p, int type, const void* x, C* cols) {
   if (type == 0) gather(p, static_cast<const float*>(x), cols);
   else if (type == 1) gather(p, static_cast<const uint16_t*>(x), cols);
@@ -85,6 +114,12 @@ void to_columns(const Patches& p, int type, const void* x, bool f64, void* cols)
 void from_columns(const Patches& p, bool f64, const void* cols, void* x) {
   if (f64) scatter(p, static_cast<const double*>(cols), static_cast<double*>(x));
   else scatter(p, static_cast<const float*>(cols), static_cast<float*>(x));
+}
+
+void tap_squares(const Patches& p, int type, const void* x, double* out) {
+  if (type == 0) squares_by_tap(p, static_cast<const float*>(x), out);
+  else if (type == 1) squares_by_tap(p, static_cast<const uint16_t*>(x), out);
+  else squares_by_tap(p, static_cast<const double*>(x), out);
 }
 
 }  // namespace vtrain

@@ -20,7 +20,8 @@ namespace {
 
 using Ptr = uintptr_t;
 using FormatTuple = std::tuple<int, int, int, int>;                        // container, p, emin, emax
-using GeometryTuple = std::tuple<Ptr, bool, Ptr, int64_t, int64_t, int64_t, int>;  // y, y_is_f64, out, batch, rows, cols, threads
+// y, y_is_f64, out, batch, rows, cols, threads, whether a zero keeps its sign
+using GeometryTuple = std::tuple<Ptr, bool, Ptr, int64_t, int64_t, int64_t, int, bool>;
 using ScaleTuple = std::tuple<double, double, Ptr, Ptr, Ptr, Ptr, bool>;   // tau, eta, r, c, d, s, relative
 
 const Variant* choose() {
@@ -49,10 +50,10 @@ const Variant& variant() {
 }
 
 Job job_of(const GeometryTuple& g, const FormatTuple& f) {
-  auto [y, f64, out, batch, rows, cols, threads] = g;
+  auto [y, f64, out, batch, rows, cols, threads, keeps_sign] = g;
   auto [container, p, emin, emax] = f;
   return Job{reinterpret_cast<const void*>(y), f64, reinterpret_cast<void*>(out), Format{container, p, emin, emax},
-             batch, rows, cols, threads};
+             batch, rows, cols, threads, keeps_sign ? -0.0 : 0.0};
 }
 
 const double* vec(Ptr p) { return reinterpret_cast<const double*>(p); }
@@ -169,6 +170,11 @@ void image(const std::array<int64_t, 14>& g, bool f64, Ptr cols, Ptr x, int thre
   from_columns(patches_of(g, threads), f64, reinterpret_cast<const void*>(cols), reinterpret_cast<void*>(x));
 }
 
+void taps(const std::array<int64_t, 14>& g, int type, Ptr x, Ptr out, int threads) {
+  nb::gil_scoped_release release;
+  tap_squares(patches_of(g, threads), type, reinterpret_cast<const void*>(x), reinterpret_cast<double*>(out));
+}
+
 double round_scalar(double y, const FormatTuple& format) {
   auto [container, p, emin, emax] = format;
   return round_format(y, Format{container, p, emin, emax});
@@ -189,6 +195,7 @@ NB_MODULE(_host, m) {
   m.def("reduce", &reduce);
   m.def("columns", &columns);
   m.def("image", &image);
+  m.def("taps", &taps);
   m.def("round_scalar", &round_scalar);
   m.def("ordered_scalar", &ordered_scalar);
   nb::class_<Sink>(m, "Sink").def(nb::init<int>()).def("settle", &Sink::settle).def("add", &Sink::add).def("take", &Sink::take);

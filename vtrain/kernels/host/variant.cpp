@@ -40,10 +40,11 @@ template <class C> inline void widths(const Job& g, const Scale& s, int64_t flat
 }
 
 // Round n elements and flag those in doubt; true if there is one.
-template <class C> inline bool block_f32(const C* y, const double* w, float* out, uint32_t* flag, int64_t n) {
+template <class C>
+inline bool block_f32(const C* y, const double* w, float* out, uint32_t* flag, int64_t n, const double zero) {
   uint32_t any = 0;
   for (int64_t q = 0; q < n; q++) {
-    double v = static_cast<double>(y[q]);
+    double v = static_cast<double>(y[q]) + zero;
     out[q] = static_cast<float>(v);
     uint32_t differ = bits_of(static_cast<float>(v - w[q])) ^ bits_of(static_cast<float>(v + w[q]));
     flag[q] = differ;
@@ -53,10 +54,10 @@ template <class C> inline bool block_f32(const C* y, const double* w, float* out
 }
 
 template <class C>
-inline bool block_any(const C* y, const double* w, double* r, uint64_t* flag, int64_t n, const Format f) {
+inline bool block_any(const C* y, const double* w, double* r, uint64_t* flag, int64_t n, const Format f, const double zero) {
   uint64_t any = 0;
   for (int64_t q = 0; q < n; q++) {
-    double v = static_cast<double>(y[q]);
+    double v = static_cast<double>(y[q]) + zero;
     r[q] = round_format(v, f);
     uint64_t differ = bits_of(round_format(v - w[q], f)) ^ bits_of(round_format(v + w[q], f));
     flag[q] = differ;
@@ -91,12 +92,12 @@ template <class C> void settle_range(const Job& g, const Scale& s, int64_t from,
     if (!one_row) n = std::min(n, g.cols - at % g.cols);
     widths<C>(g, s, at, n, w);
     const C* y = static_cast<const C*>(g.y) + at;
-    bool any = native ? block_f32<C>(y, w, static_cast<float*>(g.out) + at, flag32, n)
-                      : block_any<C>(y, w, r, flag64, n, g.format);
+    bool any = native ? block_f32<C>(y, w, static_cast<float*>(g.out) + at, flag32, n, g.zero)
+                      : block_any<C>(y, w, r, flag64, n, g.format, g.zero);
     if (!native) for (int64_t q = 0; q < n; q++) store_one(g, at + q, r[q]);
     if (any)
       for (int64_t q = 0; q < n; q++)
-        if (native ? flag32[q] != 0 : flag64[q] != 0) collect(g, static_cast<double>(y[q]), w[q], at + q, out);
+        if (native ? flag32[q] != 0 : flag64[q] != 0) collect(g, static_cast<double>(y[q]) + g.zero, w[q], at + q, out);
     at += n;
   }
 }
@@ -105,13 +106,13 @@ template <class C> void round_range(const Job& g, int64_t from, int64_t to) {
   const C* y = static_cast<const C*>(g.y);
   if (g.format.is_f32()) {
     float* out = static_cast<float*>(g.out);
-    for (int64_t i = from; i < to; i++) out[i] = static_cast<float>(y[i]);
+    for (int64_t i = from; i < to; i++) out[i] = static_cast<float>(static_cast<double>(y[i]) + g.zero);
     return;
   }
   alignas(64) double r[BLOCK];
   for (int64_t at = from; at < to; at += BLOCK) {
     int64_t n = std::min(BLOCK, to - at);
-    for (int64_t q = 0; q < n; q++) r[q] = round_format(static_cast<double>(y[at + q]), g.format);
+    for (int64_t q = 0; q < n; q++) r[q] = round_format(static_cast<double>(y[at + q]) + g.zero, g.format);
     for (int64_t q = 0; q < n; q++) store_one(g, at + q, r[q]);
   }
 }
