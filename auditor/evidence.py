@@ -162,7 +162,9 @@ class Evidence:
     def _log_bound(self, last: int) -> int:
         """Bytes that the log of a segment can have at most, from the sizes of its sites."""
         first = max((s for s in self.checkpoints if s < last), default=-1) + 1
-        per_step = max(sum(_BYTES_AN_ELEMENT * numel(site) + 48 for site in self.sites(s)) for s in range(first, last + 1))
+        per_step = max(
+            sum(_BYTES_AN_ELEMENT * numel(site) + 48 for site in self.sites(s)) for s in range(first, last + 1)
+        )
         return (last - first + 1) * (per_step + 8 * _MAX_SCALARS)
 
 
@@ -199,7 +201,7 @@ def open_run(path: Path, expected_key: Ed25519PublicKey | None = None) -> Eviden
     layout = Layout(path)
     with safe_open(path, "job.json", max_bytes=MAX_JOB_BYTES) as handle:
         data = handle.read(MAX_JOB_BYTES + 1)
-    job = parse_canonical(data, canonical.loads(data, where="job.json"), "job.json")
+    job = parse_canonical(data, canonical.loads(data, where="job.json", floats=True), "job.json")
     digest = job_digest(data)
     key = _key(layout, expected_key)
     leaves, found, notes, tree = _transcript(layout, key, digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,22 +14,11 @@ from vtrain import kernels
 from vtrain.commit.digest import StateDigest
 from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
-from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
+from vtrain.engine.decisions import FAULTS, OUTSIDE, Decisions
+from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import StepEnd
-from vtrain.engine.workspace import result
 from vtrain.errors import CheckpointError, Refuted
-from vtrain.rounding import generic
-from vtrain.rounding.bounds import eta_certified, tau_certified
 from vtrain.store.steplog import StepLog
-
-_FAULTS = {
-    1: "a distance between entries is no number",
-    2: "an entry's index is repeated or beyond the result",
-    3: "its entries are not as many as it says",
-    4: "an entry is no value next to the auditor's own",
-    5: "a ternary byte is above 242",
-    6: "a logged value lies outside the certified bound",
-}
 
 
 @dataclass
@@ -56,33 +45,6 @@ class Counts:
         self.corrections += other.corrections
 
 
-@dataclass
-class _Cursor:
-    """One step's log, by site."""
-
-    log: StepLog
-    rows: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)  # seq -> row, offsets of gaps, codes, values
-
-    def __post_init__(self) -> None:
-        gaps = codes = values = 0
-        for row, (seq, numel, encoding, narrow, wide, gap_bytes) in enumerate(self.log.sites.tolist()):
-            self.rows[seq] = (row, gaps, codes, values)
-            gaps += gap_bytes
-            codes += (numel + 4) // 5 if encoding else (narrow + 3) // 4
-            values += wide
-
-    def take(self, seq: int) -> tuple[tuple[int, int, int, int], bytes, bytes, bytes] | None:
-        """(numel, encoding, narrow, wide) and the bytes of a site's gaps, codes and values; None if it has no entries."""
-        found = self.rows.pop(seq, None)
-        if found is None:
-            return None
-        row, g, c, v = found
-        _, numel, encoding, narrow, wide, gap_bytes = self.log.sites[row].tolist()
-        code_bytes = (numel + 4) // 5 if encoding else (narrow + 3) // 4
-        gaps, codes = self.log.gaps[g : g + gap_bytes], self.log.codes[c : c + code_bytes]
-        return (numel, encoding, narrow, wide), gaps.tobytes(), codes.tobytes(), self.log.values[v : v + wide].tobytes()
-
-
 class Replayer:
     """Replays a run's steps against its evidence.
 
@@ -102,7 +64,7 @@ class Replayer:
         self._ulps = scalar_ulps
         self.counts = Counts()
         self._sites: list[str] = []
-        self._cursor = _Cursor(_EMPTY)
+        self._decisions = Decisions(_EMPTY)
         self._scalars: list[float] = []
         self._used = 0
 
@@ -115,7 +77,7 @@ class Replayer:
         _same_map(step, "data", leaf.batch, batch, "the batch")
         log = self._evidence.log(step)
         self._sites = self._evidence.sites(step)
-        self._cursor = _Cursor(log)
+        self._decisions = Decisions(log)
         self._scalars, self._used = log.scalars.view("<f8").tolist(), 0
 
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
@@ -126,8 +88,8 @@ class Replayer:
             raise Refuted(done.step, "sites", f"{have} settled results here, {len(self._sites)} in the run")
         if self._used != len(self._scalars):
             raise Refuted(done.step, "scalars", f"{self._used} host scalars here, {len(self._scalars)} in the run")
-        if self._cursor.rows:
-            raise Refuted(done.step, "log", f"entries for site {min(self._cursor.rows)}, which the step does not have")
+        if self._decisions.left:
+            raise Refuted(done.step, "log", f"entries for site {self._decisions.left[0]}, which the step does not have")
         _same_map(done.step, "loss", leaf.metrics, done.metrics, "metrics")
         if leaf.state:
             self._same_state(done.step, leaf, files)
@@ -154,7 +116,9 @@ class Replayer:
         differ = [n for n in names if mine.tensors.get(n) != theirs.tensors.get(n)]
         if not differ:
             return "the leaf's state digest is not that of the checkpoint, which is right"
-        return f"{len(differ)} of {len(names)} tensors differ: {', '.join(differ[:8])}{' ...' if len(differ) > 8 else ''}"
+        return (
+            f"{len(differ)} of {len(names)} tensors differ: {', '.join(differ[:8])}{' ...' if len(differ) > 8 else ''}"
+        )
 
     # ---- the listener ---------------------------------------------------------------------------------------------
     def scalar(self, step: int, position: int, value: float) -> float:
@@ -173,28 +137,18 @@ class Replayer:
         if wanted != str(site):
             raise Refuted(site.step, "sites", f"result {site.seq}: {wanted} in the run, {site} here")
         self.counts.settled += y.numel()
-        entry = self._cursor.take(site.seq)
-        if entry is None:
-            return round_result(y, site.fmt, site.signed)
-        (numel, encoding, narrow, wide), gaps, codes, values = entry
-        device, s = y.device, scale()
-        if device.type != "cpu":
-            y, s = y.cpu(), s.cpu()
-        compute = str(y.dtype).removeprefix("torch.")
-        key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
-        out = result(y.shape, generic.container(site.fmt))
-        geometry = kernels.geometry(y, out, s.shape, site.signed)
-        found = kernels.replay(geometry, site.fmt, key, (numel, encoding, narrow, wide), gaps, codes, values)
-        if found.fault:
-            self._refute(site, found)
-        self.counts.entries += narrow + wide
-        self.counts.corrections += found.corrections
-        return out if device.type == "cpu" else out.to(device)
+        out, found, entries = self._decisions.settle(site, y, scale)
+        if found is not None:
+            if found.fault:
+                self._refute(site, found)
+            self.counts.entries += entries
+            self.counts.corrections += found.corrections
+        return out
 
     def _refute(self, site: Site, found: kernels.Replayed) -> None:
-        what = _FAULTS.get(found.fault, f"fault {found.fault}")
+        what = FAULTS.get(found.fault, f"fault {found.fault}")
         where = f"result {site.seq} ({site}), element {found.index}"
-        if found.fault == 6:
+        if found.fault == OUTSIDE:
             what += f": logged {found.logged!r}, computed {found.y!r} +- {found.w:.3g}"
         raise Refuted(site.step, "log", f"{where}: {what}")
 

@@ -63,7 +63,7 @@ class Replaying:
         self._loop.metric(**values)
 
 
-class replay:  # noqa: N801 - reads as a verb: with replay(...) as run
+class replay:
     """Replay a recorded run at directory ``path`` with the same model, optimizer and loop.
 
     The body may be the trainer's own, unchanged. Where it first gets another batch, scalar, result or state than the
@@ -136,7 +136,9 @@ class replay:  # noqa: N801 - reads as a verb: with replay(...) as run
         verdict.settled, verdict.entries, verdict.corrections = counts.settled, counts.entries, counts.corrections
         if kind is None and verdict.verified and done < self._evidence.last_step:
             last = self._evidence.last_step
-            raise IncompleteRunError(f"the loop ended after step {done}; the run has {last}: it was not audited to its end")
+            raise IncompleteRunError(
+                f"the loop ended after step {done}; the run has {last}: it was not audited to its end"
+            )
         return found is not None
 
 

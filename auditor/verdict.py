@@ -142,15 +142,22 @@ class Verdict:
     def __str__(self) -> str:
         ranges = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in self.replayed) or "none"
         lines = [f"{self.result.upper()}: {self._headline()}"]
-        lines.append(f"  steps replayed  {ranges} of 0-{self.steps}, in {self.segments} segments" if not self.sampled
-                     else f"  steps replayed  {ranges} ({self.sampled} of {self.segments} segments, drawn at random)")
+        lines.append(
+            f"  steps replayed  {ranges} of 0-{self.steps}, in {self.segments} segments"
+            if not self.sampled
+            else f"  steps replayed  {ranges} ({self.sampled} of {self.segments} segments, drawn at random)"
+        )
         lines.append(f"  values settled  {self.settled:,}; decisions in the log {self.entries:,}")
         lines.append(f"  corrections     {self.corrections:,}; violations {self.violations}")
         if self.sampled:
-            odds = ", ".join(f"{float(p):.1%} if {float(q):.0%} of segments were bad" for q, p in self.detection.items())
+            odds = ", ".join(
+                f"{float(p):.1%} if {float(q):.0%} of segments were bad" for q, p in self.detection.items()
+            )
             lines.append(f"  detection       {odds}")
         lines.append(f"  job             {self.job}")
-        lines.append(f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})")
+        lines.append(
+            f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})"
+        )
         lines += [f"  note            {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -44,7 +44,10 @@ def thresholds(seen: Mapping[str, float], safety: float = SAFETY) -> dict[str, f
 
 def largest_difference(scale: Scale, y: torch.Tensor, other: torch.Tensor) -> float:
     """max |y - other| / s over elements with a positive, finite scale."""
-    s = scale.dense(y).reshape(-1)
-    d = (y.reshape(-1).double() - other.reshape(-1).double()).abs()
-    ratio = torch.where((s > 0) & s.isfinite() & d.isfinite(), d / s, torch.zeros_like(d))
+    return largest_ratio(y.reshape(-1).double() - other.reshape(-1).double(), scale.dense(y).reshape(-1))
+
+
+def largest_ratio(d: torch.Tensor, s: torch.Tensor) -> float:
+    """max |d| / s where s is positive and both are finite; 0 where there is none."""
+    ratio = torch.where((s > 0) & s.isfinite() & d.isfinite(), d.abs() / s, torch.zeros_like(d))
     return float(ratio.max()) if ratio.numel() else 0.0

@@ -76,9 +76,7 @@ class Keeper:
             if done.step >= self._policy.calibration_steps:
                 self._recorder.calibrated(seen)
         log = self._recorder.take()
-        leaf = Leaf(
-            done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration
-        )
+        leaf = Leaf(done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration)
         values = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
         self._pending = _Pending(leaf, log, done.program, values)
         if done.step % self._every == 0:

@@ -52,7 +52,11 @@ class Recorder:
         if y.device.type != "cpu":
             return self._settle_elsewhere(site, y, s, *width)
         out = result(y.shape, generic.container(site.fmt))
-        self._sink.settle(site.seq, kernels.geometry(y, out, s.shape, site.signed), site.fmt.key, kernels.scale_key(s, *width))
+        geometry = kernels.geometry(y, out, s.shape, site.signed)
+        key = kernels.scale_key(s, *width)
+        if self._sink.settle(site.seq, geometry, site.fmt.key, key, s.empty is not None) < 0:
+            s = s.refined(y)
+            self._sink.settle(site.seq, geometry, site.fmt.key, kernels.scale_key(s, *width), False)
         return out
 
     def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:

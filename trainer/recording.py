@@ -68,7 +68,7 @@ class Recording:
         self._loop.metric(**values)
 
 
-class record:  # noqa: N801 - reads as a verb: with record(...) as run
+class record:
     """Record a training run into directory ``path``.
 
     On leaving the body without an exception the run is completed and attested; with one (Ctrl-C included) it keeps
@@ -123,9 +123,7 @@ class record:  # noqa: N801 - reads as a verb: with record(...) as run
     def _job(self) -> LoopJob | Job:
         if isinstance(self._every, bool) or not isinstance(self._every, int) or self._every < 1:
             raise UsageError(f"checkpoint_every is {self._every!r}; want an integer from 1")
-        return LoopJob(
-            seed=str(self._seed), policy=self._policy, checkpoint_every=self._every, optable=table_digest()
-        )
+        return LoopJob(seed=str(self._seed), policy=self._policy, checkpoint_every=self._every, optable=table_digest())
 
     def _open(self, job: LoopJob | Job, data: bytes) -> Recording:
         key = trainer_key(self._key)
@@ -190,8 +188,7 @@ def _check_same(layout: Layout, job: LoopJob | Job, data: bytes) -> None:
     there = layout.job.read_bytes()
     if there == data:
         return
-    found = parse_canonical(there, canonical.loads(there, where=str(layout.job)), str(layout.job))
+    found = parse_canonical(there, canonical.loads(there, where=str(layout.job), floats=True), str(layout.job))
     theirs, mine = found.model_dump(), job.model_dump()
     differ = [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]
     raise JobError(f"{layout.root}: was begun as another job: {', '.join(differ) or 'kind'} differ")
-

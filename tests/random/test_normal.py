@@ -9,7 +9,7 @@ import sys
 import mpmath as mp
 import numpy as np
 
-from vtrain.engine.backend import PROFILES, profile_environment
+from vtrain.profiles import PROFILES, profile_environment
 from vtrain.random import box_muller
 from vtrain.random.normal import cos_turns, log
 

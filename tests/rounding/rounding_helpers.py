@@ -143,7 +143,7 @@ def settle(
     """The kernel's log and result, written over NaN so that nothing stays unwritten unseen."""
     sink = kernels.Sink(kernels.ENCODINGS[encoding])
     out = torch.full((y.numel(),), math.nan, dtype=generic.container(fmt))
-    sink.settle(seq, kernels.geometry(y, out, s.shape), fmt.key, scale_key(s, tau, eta))
+    sink.settle(seq, kernels.geometry(y, out, s.shape), fmt.key, scale_key(s, tau, eta), False)
     return taken(sink), out
 
 

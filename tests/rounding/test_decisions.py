@@ -162,7 +162,7 @@ def test_a_sink_appends_sites_and_starts_anew() -> None:
         s = full_scale(np.full(100, w))
         out = torch.empty(100, dtype=torch.bfloat16)
         key = (1.0, 0.0, 0, 0, 0, s.full.data_ptr() if s.full is not None else 0, False)
-        assert (sink.settle(seq, kernels.geometry(y, out, s.shape), BFLOAT16.key, key) == 0) == (w == 0)
+        assert (sink.settle(seq, kernels.geometry(y, out, s.shape), BFLOAT16.key, key, False) == 0) == (w == 0)
         logs.append(settle(y, s, BFLOAT16, "sparse", seq=seq)[0])
     sites, gaps, codes, values = taken(sink)
     assert len(sites) == 2 * FIELDS and logs[1][0] == ()

@@ -102,8 +102,10 @@ def one(**changes: Any) -> str:
 def two(first: list[int], second: list[int]) -> str:
     entry = {"dtype": "U8"}
     return json.dumps(
-        {"x": {**entry, "shape": [first[1] - first[0]], "data_offsets": first},
-         "y": {**entry, "shape": [second[1] - second[0]], "data_offsets": second}}
+        {
+            "x": {**entry, "shape": [first[1] - first[0]], "data_offsets": first},
+            "y": {**entry, "shape": [second[1] - second[0]], "data_offsets": second},
+        }
     )
 
 

@@ -9,8 +9,10 @@ import pytest
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        *((f"vtrain.store.{name}", ("torch", "cupy", "zarr"))
-          for name in ("atomic", "canonical", "checkpoint", "layout", "logcheck", "logformat", "transcript")),
+        *(
+            (f"vtrain.store.{name}", ("torch", "cupy", "zarr"))
+            for name in ("atomic", "canonical", "checkpoint", "layout", "logcheck", "logformat", "transcript")
+        ),
         ("vtrain.store.log", ("torch", "cupy")),
     ],
 )

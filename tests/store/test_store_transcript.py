@@ -150,8 +150,17 @@ def test_truncate_after(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [{}, {"type": "x"}, {"type": "leaf", "a": 1.0}, {"type": "leaf", "a": 2**53}, {"type": "leaf", "a": b""},
-     {"type": "leaf", 1: 1}, {"type": "leaf", "a": "\ud800"}, {"type": "leaf", "a": "x" * (1 << 20)}, []],
+    [
+        {},
+        {"type": "x"},
+        {"type": "leaf", "a": 1.0},
+        {"type": "leaf", "a": 2**53},
+        {"type": "leaf", "a": b""},
+        {"type": "leaf", 1: 1},
+        {"type": "leaf", "a": "\ud800"},
+        {"type": "leaf", "a": "x" * (1 << 20)},
+        [],
+    ],
 )
 def test_objects_that_cannot_be_stored(path: Path, value: Any) -> None:
     with TranscriptWriter(path) as writer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 from typing import Any
 
@@ -11,27 +10,9 @@ import torch
 
 from vtrain import kernels
 from vtrain.errors import BackendError
+from vtrain.profiles import profile
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
-
-PROFILES: dict[str, dict[str, str]] = {
-    "native": {},
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    "baseline": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
-}
-PROFILE_VARIABLES = tuple(PROFILES["baseline"])
-
-
-def profile_environment(name: str) -> dict[str, str]:
-    """This process's environment with another arithmetic: read once, when a process starts."""
-    env = {k: v for k, v in os.environ.items() if k not in PROFILE_VARIABLES}
-    return {**env, **PROFILES[name]}
-
-
-def profile() -> str:
-    """Name of the profile that this process runs under, or ``custom``."""
-    here = {k: os.environ[k] for k in PROFILE_VARIABLES if k in os.environ}
-    return next((name for name, env in PROFILES.items() if env == here), "custom")
 
 
 def _hard_vectors() -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +36,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def arithmetic_report() -> dict[str, bool]:
-    """Checks by name, True if kept: correct rounding of native operations on hard vectors, subnormals, no fast modes."""
+    """Checks by name, True if kept: native operations round correctly, subnormals are kept, no fast modes."""
     a, b = _hard_vectors()
     wide_a, wide_b = a.double(), b.double()
     report = {}

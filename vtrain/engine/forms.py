@@ -92,8 +92,10 @@ def _twin(func: Any, names: list[str], is_out: bool) -> Any | None:
             continue
         want = [a for a in arguments if a.name in names]
         extra = [a for a in arguments if a.name not in names]
-        if len(want) == len(names) and all(str(a.type) == types[a.name] for a in want) and all(
-            a.has_default_value() for a in extra
+        if (
+            len(want) == len(names)
+            and all(str(a.type) == types[a.name] for a in want)
+            and all(a.has_default_value() for a in extra)
         ):
             return candidate
     return None

@@ -97,7 +97,9 @@ class Loop:
         def make() -> None:
             self.model = model if isinstance(model, torch.nn.Module) else model()
             if not isinstance(self.model, torch.nn.Module):
-                raise UsageError(f"model is a {type(self.model).__name__}; want a torch.nn.Module or a function that makes one")
+                raise UsageError(
+                    f"model is a {type(self.model).__name__}; want a torch.nn.Module or a function that makes one"
+                )
             made = optimizer
             if made is not None and not isinstance(made, torch.optim.Optimizer):
                 made = made(self.model)

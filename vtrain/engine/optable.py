@@ -33,7 +33,7 @@ class Entry:
     Attributes:
         name: functional overload, e.g. ``aten.mm.default``.
         cls: its class.
-        handler: ``handler(engine, *args, **kwargs)``; None runs the operation natively (classes 1 and 2), or refuses it.
+        handler: ``handler(engine, *args, **kwargs)``; None runs the operation natively (classes 1, 2), or refuses it.
         native_when: with a handler: arguments for which the operation runs natively all the same.
         version: raised when the handler's bits change.
         why: reason for a refusal.
@@ -73,7 +73,7 @@ def register(
     native_when: Callable[..., bool] | None = None,
     version: int = 1,
 ) -> Callable[[Handler], Handler]:
-    """Decorator: ``handler(engine, *args, **kwargs)`` for ``aten.<name>``, or for a full name such as ``mylib.op.default``.
+    """Decorator: ``handler(engine, *args, **kwargs)`` for ``aten.<name>``, or a full name like ``mylib.op.default``.
 
     A handler returns exactly what the operation returns. It may call any tensor operation of class 1, and those of
     class 2 on float32; results of class 3 it computes in C and passes through ``engine.settle``.

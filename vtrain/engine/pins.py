@@ -22,16 +22,19 @@ def pinned() -> Iterator[None]:
     modules = [m for m in (optimizer, adam, adamw, sgd, adagrad, rmsprop) if hasattr(m, "_default_to_fused_or_foreach")]
     saved = [m._default_to_fused_or_foreach for m in modules]  # type: ignore[attr-defined]
     fastpath = torch.backends.mha.get_fastpath_enabled()
+    mkldnn = torch._C._get_mkldnn_enabled()
     precision = torch.get_float32_matmul_precision()
     for m in modules:
         m._default_to_fused_or_foreach = _unfused_optimizer  # type: ignore[attr-defined]
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        torch._C._set_mkldnn_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for m, function in zip(modules, saved, strict=True):
             m._default_to_fused_or_foreach = function  # type: ignore[attr-defined]
+        torch._C._set_mkldnn_enabled(mkldnn)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_float32_matmul_precision(precision)

@@ -112,9 +112,7 @@ class PhiloxSource:
             raise UsageError(f"uniform draws from [{low!r}, {high!r}); wanted bounds that are finite in {dtype}")
         return torch.where(drawn < ceiling, drawn, floor).reshape(tuple(shape)).to(device)
 
-    def normal(
-        self, shape: Sequence[int], step: int, site: int, device: torch.device | str = "cpu"
-    ) -> torch.Tensor:
+    def normal(self, shape: Sequence[int], step: int, site: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Standard normal draws, defined by IEEE operations (``vtrain.random.box_muller``) and rounded once to float32.
 
         Element i takes block i: its first 64-bit word makes u1 = ((w >> 11) + 1) * 2^-53 in (0, 1], its second

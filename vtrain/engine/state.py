@@ -189,9 +189,7 @@ def _restore_optimizer(tensors: Mapping[str, TensorBytes], optimizer: torch.opti
         optimizer.state[p][key] = value if key == "step" else value.to(p.device)
 
 
-def restore_meta(
-    stored: Mapping[str, Any], optimizer: torch.optim.Optimizer | None, extra: Mapping[str, Any]
-) -> None:
+def restore_meta(stored: Mapping[str, Any], optimizer: torch.optim.Optimizer | None, extra: Mapping[str, Any]) -> None:
     """Put back what ``meta`` kept; for a trainer resuming its own run.
 
     Raises:

@@ -37,9 +37,7 @@ def scale_key(scale: Scale, tau: float, eta: float) -> ScaleKey:
     return (tau, eta, *vectors, scale.relative)
 
 
-def geometry(
-    y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int], signed: bool = True
-) -> SettledGeometry:
+def geometry(y: torch.Tensor, out: torch.Tensor, shape: tuple[int, int, int], signed: bool = True) -> SettledGeometry:
     """Address and shape of a settled tensor as the kernels take them.
 
     Args:
@@ -99,14 +97,17 @@ _NORM, _SUM, _SQUARES = 0, 1, 2
 
 
 def _reduce(op: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x3 = x if x.dim() == 3 else x.unsqueeze(0)
-    y = torch.empty(x3.shape[:2], dtype=torch.float64)
+    """x as ``(batch, outer, rows, cols)``, reduced over outer and cols: ``(batch, rows)``."""
+    y = torch.empty((x.shape[0], x.shape[2]), dtype=torch.float64)
     s = torch.empty_like(y)
     if y.numel():
-        threads = torch.get_num_threads()
-        layout = TYPES[x.dtype], tuple(x3.shape), x3.stride()
-        _host.reduce(op, x.data_ptr(), *layout, y.data_ptr(), s.data_ptr(), threads)
-    return y.view(x.shape[:-1]), s.view(x.shape[:-1])
+        layout = TYPES[x.dtype], tuple(x.shape), x.stride()
+        _host.reduce(op, x.data_ptr(), *layout, y.data_ptr(), s.data_ptr(), torch.get_num_threads())
+    return y, s
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x[None, None] if x.dim() == 2 else x[:, None]
 
 
 def norms(x: torch.Tensor) -> torch.Tensor:
@@ -118,17 +119,32 @@ def norms(x: torch.Tensor) -> torch.Tensor:
     Returns:
         float64 of x's shape without the last dimension; relative error below cols * 2^-53.
     """
-    return _reduce(_NORM, x)[0]
+    return _reduce(_NORM, _rows(x))[0].view(x.shape[:-1])
 
 
 def sums(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums and sums of magnitudes along the last dimension, float64; x as in ``norms``."""
-    return _reduce(_SUM, x)
+    """Sums along the last dimension, and their error scales: sums of magnitudes, or 0 where every order is exact.
+
+    Both float64; x as in ``norms``.
+    """
+    y, s = _reduce(_SUM, _rows(x))
+    return y.view(x.shape[:-1]), s.view(x.shape[:-1])
 
 
 def squares(x: torch.Tensor) -> torch.Tensor:
     """Sums of squares along the last dimension, float64; x as in ``norms``."""
-    return _reduce(_SQUARES, x)[0]
+    return _reduce(_SQUARES, _rows(x))[0].view(x.shape[:-1])
+
+
+def channel_sums(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``sums`` of x ``(n, channels, area)`` over n and area: float64 ``(channels,)``."""
+    y, s = _reduce(_SUM, x[None])
+    return y[0], s[0]
+
+
+def channel_squares(x: torch.Tensor) -> torch.Tensor:
+    """``squares`` of x ``(n, channels, area)`` over n and area: float64 ``(channels,)``."""
+    return _reduce(_SQUARES, x[None])[0][0]
 
 
 Geometry = tuple[int, ...]  # n, c, h, w, kh, kw, stride (2), padding (2), dilation (2), oh, ow: see host/columns.hpp

@@ -45,12 +45,12 @@ static inline double half_width(const Scale& s, const Job& g, int64_t flat, doub
   return s.tau * scale + s.eta;
 }
 
-// y[b, i] and s[b, i] from x[b, i, :], strides in elements.
+// y[b, i] and s[b, i] from x[b, :, i, :], strides in elements.
 struct Reduction {
   int op;    // 0 norm, 1 sum and sum of magnitudes, 2 sum of squares
   const void* x;
   int type;  // 0 float, 1 bfloat16, 2 double
-  int64_t batch, rows, cols, sb, sr, sc;
+  int64_t batch, outer, rows, cols, sb, so, sr, sc;
   double *y, *s;
   int threads;
 };

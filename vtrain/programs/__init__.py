@@ -1,0 +1,1 @@
+"""Programs that jobs can name without writing code (protocol §1)."""

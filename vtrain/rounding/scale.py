@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,8 @@ class Scale:
         kappa: certified constant in units of the unit roundoff of C.
         shape: ``(batch, rows, cols)``, of the result's number of elements.
         row, col, bias, full: float64, contiguous, on the result's device.
+        empty: computes which elements have no term but zeros, bool of ``shape``: they are 0 on any hardware, whatever s
+            says. Worth asking only where zeros turn out to be in doubt.
     """
 
     kind: str
@@ -31,6 +34,13 @@ class Scale:
     col: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     full: torch.Tensor | None = None
+    empty: Callable[[], torch.Tensor] | None = None
+
+    def refined(self, y: torch.Tensor) -> Scale:
+        """The same scale with s = 0 for sums of zeros."""
+        assert self.empty is not None
+        full = self.dense(y).masked_fill(self.empty().view(self.shape), 0.0)
+        return replace(self, row=None, col=None, bias=None, full=full.contiguous(), empty=None)
 
     def cpu(self) -> Scale:
         """The same scale with its vectors in host memory."""

@@ -6,6 +6,7 @@ Floats are not allowed: their bits travel as strings.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 import rfc8785
@@ -33,13 +34,16 @@ def dumps(value: dict[str, Any]) -> bytes:
         raise UsageError(f"canonical JSON: {error}") from error
 
 
-def loads(data: bytes, *, where: str, error: type[MalformedRunError] = MalformedRunError) -> dict[str, Any]:
+def loads(
+    data: bytes, *, where: str, error: type[MalformedRunError] = MalformedRunError, floats: bool = False
+) -> dict[str, Any]:
     """Parse hostile bytes that must be the canonical text of one object.
 
     Args:
         data: UTF-8, without a newline; the caller bounds its size.
         where: names the place in the error's message.
         error: the class to raise.
+        floats: whether finite floating-point numbers are allowed, as in a job; evidence has none.
 
     Raises:
         MalformedRunError: (or `error`) invalid UTF-8 or JSON, a repeated key, a float, a large integer, nesting too
@@ -49,11 +53,11 @@ def loads(data: bytes, *, where: str, error: type[MalformedRunError] = Malformed
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=unique_keys,
-            parse_float=_no_float,
+            parse_float=_finite if floats else _no_float,
             parse_constant=_no_float,
             parse_int=_integer,
         )
-        _check(value, 0)
+        _check(value, 0, floats)
         canonical = rfc8785.dumps(value)
     except (ValueError, RecursionError) as problem:
         raise error(f"{where}: {problem}") from problem
@@ -83,11 +87,18 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:32]}: out of range")
+    return value
+
+
 def _no_float(text: str) -> NoReturn:
     raise ValueError(f"{text[:32]}: floating-point numbers are not allowed")
 
 
-def _check(value: object, depth: int) -> None:
+def _check(value: object, depth: int, floats: bool = False) -> None:
     """Refuse what RFC 8785 cannot carry, or not unambiguously (it writes the float 1.0 as the integer 1)."""
     if depth > MAX_DEPTH:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
@@ -95,11 +106,13 @@ def _check(value: object, depth: int) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"key {key!r} is not a string")
-            _check(item, depth + 1)
+            _check(item, depth + 1, floats)
     elif isinstance(value, list):
         for item in value:
-            _check(item, depth + 1)
+            _check(item, depth + 1, floats)
     elif isinstance(value, bool) or value is None or isinstance(value, str):
+        return
+    elif floats and isinstance(value, float):
         return
     elif not isinstance(value, int) or abs(value) > MAX_INTEGER:
         raise ValueError(

@@ -185,9 +185,7 @@ class LogWriter:
         columns = {name: getattr(log, name).tobytes() for name in COLUMNS}
         size = sum(map(len, columns.values())) + OFFSETS.row_bytes
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._error or not self._waiting or self._waiting + size <= self._max_bytes
-            )
+            self._changed.wait_for(lambda: self._error or not self._waiting or self._waiting + size <= self._max_bytes)
             self._raise_error()
             self._waiting += size
             self._items.append(_Step(step, columns, size))

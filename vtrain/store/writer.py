@@ -101,9 +101,7 @@ class RunWriter:
         self._log.append(leaf.step, log)
         self._tree.append(merkle.leaf_hash(self._transcript.append(value)))
 
-    def checkpoint(
-        self, step: int, files: Mapping[str, Mapping[str, TensorBytes]], meta: dict[str, Any]
-    ) -> None:
+    def checkpoint(self, step: int, files: Mapping[str, Mapping[str, TensorBytes]], meta: dict[str, Any]) -> None:
         """Make everything up to ``step``, whose leaf carries the state digest, durable, and sign it.
 
         Raises:
@@ -157,19 +155,18 @@ def create(root: Path, job: bytes, digest: bytes, key: Ed25519PrivateKey) -> Run
 
 def _acknowledged(layout: Layout) -> tuple[merkle.Tree, int, int]:
     """Tree and step of the last head whose checkpoint is there, and the transcript lines up to it."""
-    tree, best, lines = merkle.Tree(), (-1, 0), 0
+    best = (0, 0)
     hashes: list[bytes] = []
     if not layout.transcript.exists():
-        return tree, -1, 0
+        return merkle.Tree(), -1, 0
     there = set(list_checkpoints(layout))
-    for line, value in transcript.read(layout.transcript).lines:
-        lines += 1
+    for number, (line, value) in enumerate(transcript.read(layout.transcript).lines, 1):
         if value["type"] == "leaf":
             hashes.append(merkle.leaf_hash(line))
         elif len(hashes) - 1 in there:
-            best = (len(hashes), lines)
+            best = (len(hashes), number)
     size, lines = best
-    return merkle.Tree(hashes[: max(size, 0)]), size - 1 if size > 0 else -1, lines
+    return merkle.Tree(hashes[:size]), size - 1, lines
 
 
 def last_checkpoint(layout: Layout, step: int) -> tuple[dict[str, dict[str, TensorBytes]], dict[str, Any]]:
@@ -196,7 +193,6 @@ def _keep_metrics(path: Path, step: int) -> None:
             except (ValueError, KeyError, TypeError):
                 continue  # torn
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
 
 
 def written_leaves(layout: Layout) -> list[Leaf]:

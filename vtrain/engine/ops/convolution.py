@@ -64,7 +64,18 @@ class Shape:
 
     def key(self, samples: int, channels: int) -> kernels.Geometry:
         """The geometry as the kernels take it."""
-        return (samples, channels, self.h, self.w, self.kh, self.kw, *self.stride, *self.padding, *self.dilation, *self.out)
+        return (
+            samples,
+            channels,
+            self.h,
+            self.w,
+            self.kh,
+            self.kw,
+            *self.stride,
+            *self.padding,
+            *self.dilation,
+            *self.out,
+        )
 
     def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
         """Ranges of samples whose columns fit into CHUNK_BYTES, at least one sample each."""
@@ -251,7 +262,7 @@ def _channel_norms(x: Tensor) -> Tensor:
 
 
 def _tap_norms(x: Tensor, s: Shape) -> Tensor:
-    """Norm of what each kernel tap reads of each channel, float64 ``(c, kh * kw)``: 0 for taps that only read padding."""
+    """Norm of what each kernel tap reads of each channel, float64 ``(c, kh * kw)``; 0 where it only reads padding."""
     if x.device.type == "cpu":
         source = x.contiguous()
         source = source.to(F32) if source.dtype is torch.float16 else source
@@ -289,8 +300,16 @@ def _transposed_size(x: Tensor, weight: Tensor, args: list, extra: Sequence[int]
 
 @register("convolution.default", cls=OpClass.VARYING)
 def convolution(
-    engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+    engine: Engine,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
 ) -> Tensor:
     """1-D and 2-D convolutions, grouped, dilated, transposed."""
     flat = x.dim() == 3
@@ -308,8 +327,17 @@ def convolution(
 
 @register("convolution_backward.default", cls=OpClass.VARYING)
 def convolution_backward(
-    engine: Engine, grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, stride: Sequence[int],
-    padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias."""

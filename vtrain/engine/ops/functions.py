@@ -16,7 +16,12 @@ Tensor = torch.Tensor
 
 
 def settle_function(
-    engine: Engine, f: Callable[..., Tensor], x: Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA
+    engine: Engine,
+    f: Callable[..., Tensor],
+    x: Tensor,
+    fmt: Format = FLOAT32,
+    part: str = "",
+    kappa: float = FUNCTION_KAPPA,
 ) -> Tensor:
     """f(x) computed in float64 and rounded to ``fmt``; s = |f(x)|."""
     wide = engine.wide("x", x.contiguous())
@@ -105,8 +110,10 @@ def arange(engine: Engine, *args: float, dtype: torch.dtype | None = None, **kwa
 
 
 @register("linspace.default", cls=OpClass.VARYING)
-def linspace(engine: Engine, start: float, end: float, steps: int, dtype: torch.dtype | None = None, **kwargs: object) -> Tensor:
-    """start + i * ((end - start) / (steps - 1)) in IEEE float64 operations, the last element being end; then rounded."""
+def linspace(
+    engine: Engine, start: float, end: float, steps: int, dtype: torch.dtype | None = None, **kwargs: object
+) -> Tensor:
+    """start + i * ((end - start) / (steps - 1)) in IEEE float64 operations, the last one being end; rounded."""
     kwargs.pop("layout", None)
     kwargs.pop("pin_memory", None)
     i = torch.arange(steps, dtype=torch.float64, **kwargs)  # type: ignore[call-overload]
@@ -114,5 +121,3 @@ def linspace(engine: Engine, start: float, end: float, steps: int, dtype: torch.
     if steps > 1:
         y[-1] = end
     return round_result(y, engine.format(dtype or torch.get_default_dtype()))
-
-

@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Euclidean norms along the last dimension in float64, for error scales; x is ``(rows, k)`` or ``(batch, rows, k)``."""
+    """Norms along the last dimension in float64, for error scales; x is ``(rows, k)`` or ``(batch, rows, k)``."""
     if x.dtype is torch.float16:
         x = x.to(F32)
     if x.device.type != "cpu":
@@ -57,6 +57,7 @@ def product(
         kappa = sum_kappa(k, str(c).removeprefix("torch."), 3)
         s = Scale(name, k, kappa, (batch, *shape[-2:]), row=rows if alpha == 1 else rows * abs(alpha), col=cols)
         if bias is None or beta == 0:
+            s.empty = lambda: torch.matmul((a != 0).to(F32), (b != 0).to(F32)) == 0  # exact counts below 2^24
             return s
         magnitude = bias.to(F64).abs() * abs(beta)
         if bias.dim() == 1 or bias.shape[:-1].numel() == 1:
@@ -74,7 +75,7 @@ def product(
 
 
 def permutation(k: int, device: torch.device) -> Tensor:
-    """A fixed order in which to sum k terms that is far from ascending: i -> i * odd mod k, odd near k / golden ratio."""
+    """An order of k terms that is far from ascending: i -> i * odd mod k, with odd near k / golden ratio."""
     odd = max(1, round(k * 0.6180339887498949)) | 1
     while math.gcd(odd, k) != 1:
         odd += 2

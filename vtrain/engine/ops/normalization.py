@@ -1,4 +1,4 @@
-"""Layer, batch, group and RMS norm, forward and backward (numerics §2, class 4): float32, a rounding after each operation."""
+"""Layer, batch, group and RMS norm (numerics §2, class 4): float32, a rounding after each operation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ Maybe = Tensor | None
 def inverse_std(engine: Engine, variance: Tensor, eps: float) -> Tensor:
     """1 / sqrt(var + eps)."""
     return settle_function(engine, torch.rsqrt, torch.add(variance, eps), part="rsqrt")
-
 
 
 def _over(x: Tensor, count: int) -> Tensor:
@@ -45,7 +44,14 @@ def layer_norm(
 
 @register("native_layer_norm_backward.default")
 def layer_norm_backward(
-    engine: Engine, grad: Tensor, x: Tensor, shape: Sequence[int], mean: Tensor, rstd: Tensor, weight: Maybe, bias: Maybe,
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Maybe,
+    bias: Maybe,
     mask: Sequence[bool],
 ) -> tuple[Maybe, Maybe, Maybe]:
     """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = grad * weight; dw = sum(grad * xhat); db = sum(grad)."""
@@ -113,7 +119,15 @@ def _blend(running: Tensor, fresh: Tensor, momentum: float) -> None:
 
 
 def _batch_norm(
-    engine: Engine, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, training: bool, momentum: float, eps: float
+    engine: Engine,
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    mean: Maybe,
+    var: Maybe,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dims = [0, *range(2, x.dim())]
     x32 = engine.lift(x).contiguous()
@@ -140,7 +154,15 @@ def _batch_norm(
 
 @register("native_batch_norm.default", "_native_batch_norm_legit.default")
 def batch_norm(
-    engine: Engine, x: Tensor, weight: Maybe, bias: Maybe, mean: Maybe, var: Maybe, training: bool, momentum: float, eps: float
+    engine: Engine,
+    x: Tensor,
+    weight: Maybe,
+    bias: Maybe,
+    mean: Maybe,
+    var: Maybe,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x - mean) * (invstd * weight) + bias per channel; updates the running statistics in place."""
     return _batch_norm(engine, x, weight, bias, mean, var, training, momentum, eps)
@@ -156,8 +178,17 @@ def batch_norm_no_stats(
 
 @register("native_batch_norm_backward.default")
 def batch_norm_backward(
-    engine: Engine, grad: Tensor, x: Tensor, weight: Maybe, mean: Maybe, var: Maybe, save_mean: Maybe, save_invstd: Maybe,
-    training: bool, eps: float, mask: Sequence[bool],
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    weight: Maybe,
+    mean: Maybe,
+    var: Maybe,
+    save_mean: Maybe,
+    save_invstd: Maybe,
+    training: bool,
+    eps: float,
+    mask: Sequence[bool],
 ) -> tuple[Maybe, Maybe, Maybe]:
     """dx = (g - mean(g) - c * dot * invstd^2 / n) * (invstd * w), c = x - mean, dot = sum(g * c); dw = dot * invstd."""
     dims = [0, *range(2, x.dim())]
@@ -202,8 +233,17 @@ def group_norm(
 
 @register("native_group_norm_backward.default")
 def group_norm_backward(
-    engine: Engine, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Maybe, n: int, channels: int, area: int,
-    groups: int, mask: Sequence[bool],
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Maybe,
+    n: int,
+    channels: int,
+    area: int,
+    groups: int,
+    mask: Sequence[bool],
 ) -> tuple[Maybe, Maybe, Maybe]:
     """As layer norm within each group; dw and db per channel."""
     g = engine.lift(grad).contiguous().view(n, channels, area)

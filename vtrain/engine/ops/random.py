@@ -6,7 +6,6 @@ generator that the caller passes is represented by its initial seed, folded into
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +14,6 @@ from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.optable import OpClass, forbid, register
 from vtrain.engine.randoms import PhiloxSource
 from vtrain.rounding.bounds import FUNCTION_KAPPA
-from vtrain.rounding.formats import FLOAT32
-from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
 Generator = torch.Generator | None
@@ -34,8 +31,13 @@ def _dtype(dtype: torch.dtype | None) -> torch.dtype:
 
 
 def normal(
-    engine: Engine, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, mean: float | Tensor = 0.0,
-    std: float | Tensor = 1.0, generator: Generator = None,
+    engine: Engine,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    mean: float | Tensor = 0.0,
+    std: float | Tensor = 1.0,
+    generator: Generator = None,
 ) -> Tensor:
     """mean + std * z, z being rounded to float32 first."""
     if dtype is F64:
@@ -49,7 +51,12 @@ def normal(
 
 
 def uniform(
-    engine: Engine, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, low: float = 0.0, high: float = 1.0,
+    engine: Engine,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    low: float = 0.0,
+    high: float = 1.0,
     generator: Generator = None,
 ) -> Tensor:
     """Uniform in [low, high)."""
@@ -71,13 +78,17 @@ def normal_(engine: Engine, x: Tensor, mean: float = 0, std: float = 1, *, gener
 
 
 @register("normal_functional.default", cls=RANDOM)
-def normal_functional(engine: Engine, x: Tensor, mean: float = 0, std: float = 1, *, generator: Generator = None) -> Tensor:
+def normal_functional(
+    engine: Engine, x: Tensor, mean: float = 0, std: float = 1, *, generator: Generator = None
+) -> Tensor:
     """Normal draws of x's shape."""
     return normal(engine, x.shape, x.dtype, x.device, mean, std, generator)
 
 
 @register("normal.Tensor_Tensor", "normal.Tensor_float", "normal.float_Tensor", cls=RANDOM)
-def normal_tensors(engine: Engine, mean: Tensor | float, std: Tensor | float = 1, *, generator: Generator = None) -> Tensor:
+def normal_tensors(
+    engine: Engine, mean: Tensor | float, std: Tensor | float = 1, *, generator: Generator = None
+) -> Tensor:
     """Normal draws with elementwise mean or deviation."""
     like = mean if isinstance(mean, Tensor) else std
     assert isinstance(like, Tensor)
@@ -92,33 +103,56 @@ def uniform_(engine: Engine, x: Tensor, low: float = 0, high: float = 1, *, gene
 
 
 @register("rand.default", "rand.generator", cls=RANDOM)
-def rand(engine: Engine, size: Sequence[int], *, dtype: torch.dtype | None = None, device: torch.device | None = None,
-         generator: Generator = None, **_: object) -> Tensor:
+def rand(
+    engine: Engine,
+    size: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    generator: Generator = None,
+    **_: object,
+) -> Tensor:
     """Uniform in [0, 1)."""
     return uniform(engine, size, _dtype(dtype), device or "cpu", generator=generator)
 
 
 @register("randn.default", "randn.generator", cls=RANDOM)
-def randn(engine: Engine, size: Sequence[int], *, dtype: torch.dtype | None = None, device: torch.device | None = None,
-          generator: Generator = None, **_: object) -> Tensor:
+def randn(
+    engine: Engine,
+    size: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    generator: Generator = None,
+    **_: object,
+) -> Tensor:
     """Standard normal."""
     return normal(engine, size, _dtype(dtype), device or "cpu", generator=generator)
 
 
 @register("rand_like.default", cls=RANDOM)
-def rand_like(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object) -> Tensor:
+def rand_like(
+    engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object
+) -> Tensor:
     """Uniform in [0, 1) of x's shape."""
     return uniform(engine, x.shape, dtype or x.dtype, device or x.device)
 
 
 @register("randn_like.default", cls=RANDOM)
-def randn_like(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object) -> Tensor:
+def randn_like(
+    engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object
+) -> Tensor:
     """Standard normal of x's shape."""
     return normal(engine, x.shape, dtype or x.dtype, device or x.device)
 
 
 def _integers(
-    engine: Engine, shape: Sequence[int], low: int, high: int, dtype: torch.dtype | None, device: torch.device | str | None,
+    engine: Engine,
+    shape: Sequence[int],
+    low: int,
+    high: int,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
     generator: Generator = None,
 ) -> Tensor:
     dtype = dtype or torch.int64
@@ -129,29 +163,61 @@ def _integers(
 
 
 @register("randint.default", "randint.generator", cls=RANDOM)
-def randint(engine: Engine, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None,
-            device: torch.device | None = None, generator: Generator = None, **_: object) -> Tensor:
+def randint(
+    engine: Engine,
+    high: int,
+    size: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    generator: Generator = None,
+    **_: object,
+) -> Tensor:
     """Integers in [0, high)."""
     return _integers(engine, size, 0, high, dtype, device, generator)
 
 
 @register("randint.low", "randint.low_generator", cls=RANDOM)
-def randint_low(engine: Engine, low: int, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None,
-                device: torch.device | None = None, generator: Generator = None, **_: object) -> Tensor:
+def randint_low(
+    engine: Engine,
+    low: int,
+    high: int,
+    size: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    generator: Generator = None,
+    **_: object,
+) -> Tensor:
     """Integers in [low, high)."""
     return _integers(engine, size, low, high, dtype, device, generator)
 
 
 @register("randint_like.default", cls=RANDOM)
-def randint_like(engine: Engine, x: Tensor, high: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None,
-                 **_: object) -> Tensor:
+def randint_like(
+    engine: Engine,
+    x: Tensor,
+    high: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    **_: object,
+) -> Tensor:
     """Integers in [0, high) of x's shape."""
     return _integers(engine, x.shape, 0, high, dtype or x.dtype, device or x.device)
 
 
 @register("randint_like.low_dtype", cls=RANDOM)
-def randint_like_low(engine: Engine, x: Tensor, low: int, high: int, *, dtype: torch.dtype | None = None,
-                     device: torch.device | None = None, **_: object) -> Tensor:
+def randint_like_low(
+    engine: Engine,
+    x: Tensor,
+    low: int,
+    high: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    **_: object,
+) -> Tensor:
     """Integers in [low, high) of x's shape."""
     return _integers(engine, x.shape, low, high, dtype or x.dtype, device or x.device)
 
@@ -169,8 +235,15 @@ def random_to(engine: Engine, x: Tensor, high: int, *, generator: Generator = No
 
 
 @register("randperm.default", "randperm.generator", cls=RANDOM)
-def randperm(engine: Engine, n: int, *, dtype: torch.dtype | None = torch.int64, device: torch.device | None = None,
-             generator: Generator = None, **_: object) -> Tensor:
+def randperm(
+    engine: Engine,
+    n: int,
+    *,
+    dtype: torch.dtype | None = torch.int64,
+    device: torch.device | None = None,
+    generator: Generator = None,
+    **_: object,
+) -> Tensor:
     """A permutation of 0..n-1."""
     drawn = _source(engine, generator).randperm(n, *engine.next_draw(), device=device or "cpu")
     return drawn if dtype is None else drawn.to(dtype)
@@ -221,7 +294,9 @@ def exponential_(engine: Engine, x: Tensor, rate: float = 1, *, generator: Gener
 
 
 @register("multinomial.default", cls=RANDOM)
-def multinomial(engine: Engine, weights: Tensor, count: int, replacement: bool = False, *, generator: Generator = None) -> Tensor:
+def multinomial(
+    engine: Engine, weights: Tensor, count: int, replacement: bool = False, *, generator: Generator = None
+) -> Tensor:
     """Indices drawn by weight: the exponential race, -ln(u) / w rounded to float32, least first (ties: lowest index).
 
     With replacement, one race a draw.

@@ -38,9 +38,9 @@ def _rows(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, list[int]]:
 
 
 def sum_and_scale(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Sum of x and of |x| over dims, float64, the kept dimensions in order.
+    """Sum of x over dims and its error scale (0 where every order is exact), float64, the kept dimensions in order.
 
-    Two dimensions that straddle a kept one (batch norm) are summed one after the other: no copy of x is made.
+    Dimensions that straddle a kept one (batch norm) are summed in one pass: no copy of x is made.
     """
     if x.dtype is torch.float16:
         x = x.to(F32)
@@ -48,8 +48,7 @@ def sum_and_scale(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
         wide = x.to(F64)
         return wide.sum(dims), wide.abs().sum(dims)
     if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
-        y, s = kernels.sums(x.view(x.shape[0] * x.shape[1], -1))
-        return y.view(x.shape[:2]).sum(0), s.view(x.shape[:2]).sum(0)
+        return kernels.channel_sums(x.view(*x.shape[:2], -1))
     rows, shape = _rows(x, dims)
     y, s = kernels.sums(rows)
     return y.view(shape), s.view(shape)
@@ -62,7 +61,8 @@ def settled_sum(
     n = math.prod(x.shape[d] for d in dims)
     y, s = sum_and_scale(x, dims)
     if divisor != 1.0:
-        y, s = y / divisor, s / abs(divisor)
+        # by a tensor: an IEEE division on every device, so that an exact sum stays exact
+        y, s = torch.div(y, torch.full((), divisor, dtype=F64, device=y.device)), s / abs(divisor)
     kappa = sum_kappa(n, "float64", 2)
     return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), full=s.contiguous()), fmt)
 
@@ -124,7 +124,7 @@ def squares(x: Tensor, dims: Sequence[int]) -> Tensor:
     if x.device.type != "cpu":
         return x.to(F64).square().sum(dims)
     if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
-        return kernels.squares(x.view(x.shape[0] * x.shape[1], -1)).view(x.shape[:2]).sum(0)
+        return kernels.channel_squares(x.view(*x.shape[:2], -1))
     rows, shape = _rows(x, dims)
     return kernels.squares(rows).view(shape)
 
@@ -162,7 +162,12 @@ def var_mean(
 
 @register("linalg_vector_norm.default", cls=OpClass.COMPOSITE)
 def vector_norm(
-    engine: Engine, x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    engine: Engine,
+    x: Tensor,
+    ord: float = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """ord-norm over dim: 1, 2, infinity, or sum(|x|^p)^(1/p)."""
     dims = normal_dims(x, dim)
@@ -183,7 +188,9 @@ def vector_norm(
 
 
 @register("norm.Scalar", "norm.ScalarOpt_dim", cls=OpClass.COMPOSITE)
-def norm(engine: Engine, x: Tensor, p: float | None = 2, dim: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+def norm(
+    engine: Engine, x: Tensor, p: float | None = 2, dim: Sequence[int] | None = None, keepdim: bool = False
+) -> Tensor:
     """p-norm over dim."""
     return vector_norm(engine, x, 2 if p is None else p, dim, keepdim)
 
@@ -199,7 +206,9 @@ def cumsum(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None
 
 
 @register("prod.default", "prod.dim_int", cls=OpClass.VARYING, native_when=_no_floats)
-def prod(engine: Engine, x: Tensor, dim: int | None = None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+def prod(
+    engine: Engine, x: Tensor, dim: int | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
     """Product over dim in float64: n - 1 roundings, each relative."""
     n = x.numel() if dim is None else x.shape[dim]
     y = x.to(F64).prod() if dim is None else x.to(F64).prod(dim, keepdim=keepdim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,11 +13,18 @@ from vtrain.rounding.bounds import sum_kappa
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
+_FRACTION_BITS = {torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 aten = torch.ops.aten
 
 
 def settle_linear(
-    engine: Engine, f: Callable[[Tensor], Tensor], x: Tensor, terms: int, dtype: torch.dtype, part: str = "", extra: int = 1
+    engine: Engine,
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    terms: int,
+    dtype: torch.dtype,
+    part: str = "",
+    extra: int = 1,
 ) -> Tensor:
     """f(x) for an f that adds up elements of x with weights >= 0, in float64; s = f(|x|).
 
@@ -29,16 +37,36 @@ def settle_linear(
 
     def scale() -> Scale:
         kappa = sum_kappa(max(1, terms), "float64", extra)
-        return Scale("scatter", max(2, terms), kappa, (1, 1, y.numel()), full=f(wide.abs()).contiguous())
+        s = f(wide.abs()).contiguous()
+        if extra == 0:
+            s.masked_fill_(s < exact_below(wide, x.dtype), 0.0)
+        return Scale("scatter", max(2, terms), kappa, (1, 1, y.numel()), full=s)
 
     return engine.settle(part, y, scale, engine.format(dtype))
+
+
+def exact_below(wide: Tensor, dtype: torch.dtype) -> float:
+    """Sums of magnitudes below this mean that every partial sum of elements of x is a float64: every order is exact.
+
+    All elements are multiples of the quantum of the least one; 2^52 quanta, half of what fits, leave room for the sum of
+    magnitudes to be rounded itself.
+
+    Args:
+        wide: x in float64.
+        dtype: of x.
+    """
+    magnitudes = wide.abs()
+    least = torch.where(magnitudes > 0, magnitudes, float("inf")).min() if wide.numel() else None
+    if least is None or not bool(least.isfinite()):
+        return float("inf")
+    return math.ldexp(1.0, math.frexp(float(least))[1] - 1 - _FRACTION_BITS[dtype] + 52)
 
 
 @register("embedding_dense_backward.default", cls=OpClass.VARYING)
 def embedding_backward(
     engine: Engine, grad: Tensor, indices: Tensor, rows: int, padding_idx: int, scale_by_freq: bool
 ) -> Tensor:
-    """Sum of the gradients of each row's uses. Only rows in use are summed and settled; the others are 0."""
+    """Sum of the gradients of each row's uses. At most as many rows as indices are settled; the others are 0."""
     if scale_by_freq:
         engine.refuse("scale_grad_by_freq")
     flat, g = indices.reshape(-1), grad.reshape(-1, grad.shape[-1])
@@ -46,18 +74,17 @@ def embedding_backward(
         keep = flat != padding_idx
         flat, g = flat[keep], g[keep]
     used, inverse = torch.unique(flat, return_inverse=True)
-    if used.numel() == 0:
-        return torch.zeros(rows, grad.shape[-1], dtype=grad.dtype, device=grad.device)
-    shape = (used.numel(), grad.shape[-1])
-    most = int(torch.bincount(inverse).max())
-    sums = settle_linear(
-        engine, lambda v: v.new_zeros(shape).index_add_(0, inverse, v), g, most, grad.dtype, extra=0
-    )
+    # Not the number of rows in use: the sequence of sites must not depend on the data.
+    shape = (min(rows, indices.numel()), grad.shape[-1])
+    most = int(torch.bincount(inverse).max()) if used.numel() else 1
+    sums = settle_linear(engine, lambda v: v.new_zeros(shape).index_add_(0, inverse, v), g, most, grad.dtype, extra=0)
     out = torch.zeros(rows, grad.shape[-1], dtype=grad.dtype, device=grad.device)
-    return out.index_copy_(0, used, sums)
+    return out.index_copy_(0, used, sums[: used.numel()])
 
 
-def _accumulate(engine: Engine, x: Tensor, values: Tensor, add: Callable[[Tensor, Tensor], Tensor], alpha: float = 1) -> Tensor:
+def _accumulate(
+    engine: Engine, x: Tensor, values: Tensor, add: Callable[[Tensor, Tensor], Tensor], alpha: float = 1
+) -> Tensor:
     """x plus values at indices, rounded once; s likewise from magnitudes."""
     y = add(x.to(F64), values.to(F64) * alpha)
 
@@ -99,7 +126,12 @@ def index_put(
 
 @register("_index_put_impl_.default", cls=OpClass.VARYING, native_when=_no_add)
 def index_put_impl(
-    engine: Engine, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, unsafe: bool = False
+    engine: Engine,
+    x: Tensor,
+    indices: Sequence[Tensor | None],
+    values: Tensor,
+    accumulate: bool = False,
+    unsafe: bool = False,
 ) -> Tensor:
     """x[indices] += values, in place."""
     return x.copy_(index_put(engine, x, indices, values, True))
@@ -107,8 +139,15 @@ def index_put_impl(
 
 @register("max_pool2d_with_indices_backward.default", cls=OpClass.VARYING)
 def max_pool_backward(
-    engine: Engine, grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], ceil_mode: bool, indices: Tensor,
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
 ) -> Tensor:
     """Each gradient to its window's maximum; overlapping windows add up."""
     args = (kernel, stride, padding, dilation, ceil_mode, indices)
@@ -120,8 +159,14 @@ def max_pool_backward(
 
 @register("avg_pool2d.default", cls=OpClass.VARYING)
 def avg_pool2d(
-    engine: Engine, x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor: int | None = None,
+    engine: Engine,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
 ) -> Tensor:
     """Mean of each window."""
     f = lambda v: aten.avg_pool2d(v, kernel, stride, padding, ceil_mode, count_include_pad, divisor)  # noqa: E731
@@ -130,8 +175,15 @@ def avg_pool2d(
 
 @register("avg_pool2d_backward.default", cls=OpClass.VARYING)
 def avg_pool2d_backward(
-    engine: Engine, grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
 ) -> Tensor:
     """Each window's share of its gradient."""
     wide = x.to(F64)
@@ -157,7 +209,12 @@ def adaptive_avg_pool2d_backward(engine: Engine, grad: Tensor, x: Tensor) -> Ten
 
 @register("upsample_nearest2d_backward.default", cls=OpClass.VARYING)
 def upsample_nearest2d_backward(
-    engine: Engine, grad: Tensor, out: Sequence[int], size: Sequence[int], h: float | None = None, w: float | None = None
+    engine: Engine,
+    grad: Tensor,
+    out: Sequence[int],
+    size: Sequence[int],
+    h: float | None = None,
+    w: float | None = None,
 ) -> Tensor:
     """Sum over the positions that read each input."""
     f = lambda g: aten.upsample_nearest2d_backward(g, out, size, h, w)  # noqa: E731

@@ -77,8 +77,10 @@ def _picked(x: Tensor, target: Tensor, weight: Tensor | None, ignore: int) -> tu
     safe = torch.where(mask, t, torch.zeros_like(t))
     shape = [1] * t.dim()
     shape[1 if x.dim() > 1 else 0] = -1
-    w = torch.ones(t.shape, dtype=torch.float32, device=x.device) if weight is None else (
-        weight.to(torch.float32).view(shape).expand(x.shape).gather(1 if x.dim() > 1 else 0, safe)
+    w = (
+        torch.ones(t.shape, dtype=torch.float32, device=x.device)
+        if weight is None
+        else (weight.to(torch.float32).view(shape).expand(x.shape).gather(1 if x.dim() > 1 else 0, safe))
     )
     return safe, mask, torch.where(mask, w, torch.zeros_like(w))
 
@@ -103,7 +105,13 @@ def nll_loss_forward(
 
 @register("nll_loss_backward.default", "nll_loss2d_backward.default")
 def nll_loss_backward(
-    engine: Engine, grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int,
+    engine: Engine,
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
     total_weight: Tensor,
 ) -> Tensor:
     """-w[t] * grad at the targets, over the sum of weights for the mean; 0 elsewhere."""
@@ -164,7 +172,12 @@ def smooth_l1_loss_backward(
 
 @register("binary_cross_entropy_with_logits.default")
 def bce_with_logits(
-    engine: Engine, x: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
+    engine: Engine,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = 1,
 ) -> Tensor:
     """(1 - t) * x + w * (log1p(exp(-|x|)) + max(-x, 0)), w = 1 + (pos_weight - 1) * t."""
     x32, t = engine.lift(x), engine.lift(target)
@@ -176,5 +189,3 @@ def bce_with_logits(
     if weight is not None:
         losses = torch.mul(losses, engine.lift(weight))
     return _reduce(engine, losses, reduction, x.dtype)
-
-

@@ -72,13 +72,18 @@ class Sink {
  public:
   explicit Sink(int encoding) : encoding_(encoding) {}
 
-  uint64_t settle(uint64_t seq, const GeometryTuple& geometry, const FormatTuple& format, const ScaleTuple& scale) {
+  // Number of entries; -1, and nothing is kept, where zeros are in doubt and the caller asked to know.
+  int64_t settle(uint64_t seq, const GeometryTuple& geometry, const FormatTuple& format, const ScaleTuple& scale, bool ask) {
     Job job = job_of(geometry, format);
     Scale s = scale_of(scale);
     std::vector<std::vector<Entry>> parts;
     nb::gil_scoped_release release;
     variant().settle(job, s, parts);
-    return put(seq, static_cast<uint64_t>(job.batch * job.rows * job.cols), parts, job.format);
+    if (ask)
+      for (const auto& part : parts)
+        for (const Entry& e : part)
+          if (e.value == 0 && e.low < 0 && e.high > 0) return -1;
+    return static_cast<int64_t>(put(seq, static_cast<uint64_t>(job.batch * job.rows * job.cols), parts, job.format));
   }
 
   // Entries found elsewhere (another device): parallel little-endian arrays as bytes.
@@ -146,12 +151,12 @@ std::tuple<uint64_t, int, uint64_t, double, double, double> replay(const Geometr
   return {v.corrections, v.fault, v.index, v.y, v.w, v.logged};
 }
 
-void reduce(int op, Ptr x, int type, std::tuple<int64_t, int64_t, int64_t> shape,
-            std::tuple<int64_t, int64_t, int64_t> stride, Ptr y, Ptr s, int threads) {
-  auto [batch, rows, cols] = shape;
-  auto [sb, sr, sc] = stride;
-  Reduction g{op, reinterpret_cast<const void*>(x), type, batch, rows, cols, sb, sr, sc, reinterpret_cast<double*>(y),
-              reinterpret_cast<double*>(s), threads};
+// x[batch, outer, rows, cols] reduced over outer and cols.
+void reduce(int op, Ptr x, int type, std::array<int64_t, 4> shape, std::array<int64_t, 4> stride, Ptr y, Ptr s, int threads) {
+  auto [batch, outer, rows, cols] = shape;
+  auto [sb, so, sr, sc] = stride;
+  Reduction g{op, reinterpret_cast<const void*>(x), type, batch, outer, rows, cols, sb, so, sr, sc,
+              reinterpret_cast<double*>(y), reinterpret_cast<double*>(s), threads};
   nb::gil_scoped_release release;
   variant().reduce(g);
 }

@@ -150,34 +150,52 @@ inline double widen(uint16_t h) { return static_cast<double>(float_of(static_cas
 inline double widen(float x) { return static_cast<double>(x); }
 inline double widen(double x) { return x; }
 
+template <class X> constexpr int fraction_bits() { return sizeof(X) == 8 ? 52 : sizeof(X) == 4 ? 23 : 7; }
+
 // What a reduction adds up: in double, so that nothing of a 32-bit range under- or overflows and products are exact.
+// `m` is the least magnitude above zero among the terms.
 struct SumAndAbs {  // sum x and sum |x|: a sum and its error scale
-  static void add(double v, double& y, double& s) { y += v; s += std::fabs(v); }
-  static void finish(double& y, double& s) { (void)y; (void)s; }
+  static void add(double v, double& y, double& s, double& m) {
+    const double a = std::fabs(v);
+    y += v;
+    s += a;
+    m = a > 0 && a < m ? a : m;
+  }
+  // All partial sums are multiples of the quantum of the least term and at most s: with s below 2^52 quanta they are all
+  // representable, so that every order gives the exact sum, and the scale is 0. (The factor 2 to spare covers s's own
+  // rounding.)
+  template <class X> static void finish(double&, double& s, double m) {
+    if (m < HUGE_VAL && s < std::ldexp(1.0, std::ilogb(m) - fraction_bits<X>() + 52)) s = 0;
+  }
 };
 struct Squares {  // sum x^2 (which is its own scale)
-  static void add(double v, double& y, double& s) { y += v * v; (void)s; }
-  static void finish(double& y, double& s) { s = y; }
+  static void add(double v, double& y, double&, double&) { y += v * v; }
+  template <class X> static void finish(double& y, double& s, double) { s = y; }
 };
 struct Norm {
-  static void add(double v, double& y, double& s) { y += v * v; (void)s; }
-  static void finish(double& y, double& s) { y = std::sqrt(y); s = y; }
+  static void add(double v, double& y, double&, double&) { y += v * v; }
+  template <class X> static void finish(double& y, double& s, double) { y = std::sqrt(y); s = y; }
 };
 
-// Reduce each row x[i, :] of rows [from, to). The order is fixed: 16 lanes, then the tail, then the lanes in order (rows
-// contiguous), or ascending (otherwise); it depends neither on the instruction set nor on the number of threads.
+// Reduce x[:, i, :] for each i of [from, to). The order is fixed: 16 lanes and a tail, each over ascending (outer, column),
+// then the lanes in order (columns contiguous), or ascending (otherwise); it depends neither on the instruction set nor on
+// the number of threads.
 template <class Op, class X>
-void reduce_rows(const X* x, int64_t cols, int64_t sr, int64_t sc, double* y, double* s, int64_t from, int64_t to) {
+void reduce_rows(const Reduction& g, const X* x, double* y, double* s, int64_t from, int64_t to) {
+  const int64_t cols = g.cols, sr = g.sr, sc = g.sc;
   if (sc == 1) {
     for (int64_t i = from; i < to; i++) {
-      const X* p = x + i * sr;
-      double ya[16] = {}, sa[16] = {}, yt = 0, st = 0;
-      int64_t k = 0;
-      for (; k + 16 <= cols; k += 16)
-        for (int q = 0; q < 16; q++) Op::add(widen(p[k + q]), ya[q], sa[q]);
-      for (; k < cols; k++) Op::add(widen(p[k]), yt, st);
-      for (int q = 0; q < 16; q++) { yt += ya[q]; st += sa[q]; }
-      Op::finish(yt, st);
+      double ya[16] = {}, sa[16] = {}, ma[16], yt = 0, st = 0, mt = HUGE_VAL;
+      std::fill(ma, ma + 16, HUGE_VAL);
+      for (int64_t o = 0; o < g.outer; o++) {
+        const X* p = x + o * g.so + i * sr;
+        int64_t k = 0;
+        for (; k + 16 <= cols; k += 16)
+          for (int q = 0; q < 16; q++) Op::add(widen(p[k + q]), ya[q], sa[q], ma[q]);
+        for (; k < cols; k++) Op::add(widen(p[k]), yt, st, mt);
+      }
+      for (int q = 0; q < 16; q++) { yt += ya[q]; st += sa[q]; mt = std::min(mt, ma[q]); }
+      Op::template finish<X>(yt, st, mt);
       y[i] = yt;
       s[i] = st;
     }
@@ -185,27 +203,27 @@ void reduce_rows(const X* x, int64_t cols, int64_t sr, int64_t sc, double* y, do
   }
   for (int64_t at = from; at < to; at += BLOCK) {
     int64_t n = std::min(BLOCK, to - at);
-    alignas(64) double ya[BLOCK], sa[BLOCK];
+    alignas(64) double ya[BLOCK], sa[BLOCK], ma[BLOCK];
     std::fill(ya, ya + n, 0.0);
     std::fill(sa, sa + n, 0.0);
-    for (int64_t k = 0; k < cols; k++) {
-      const X* p = x + k * sc + at * sr;
-      if (sr == 1) for (int64_t q = 0; q < n; q++) Op::add(widen(p[q]), ya[q], sa[q]);
-      else for (int64_t q = 0; q < n; q++) Op::add(widen(p[q * sr]), ya[q], sa[q]);
+    std::fill(ma, ma + n, HUGE_VAL);
+    for (int64_t ok = 0; ok < g.outer * cols; ok++) {
+      const X* p = x + ok / cols * g.so + ok % cols * sc + at * sr;
+      if (sr == 1) for (int64_t q = 0; q < n; q++) Op::add(widen(p[q]), ya[q], sa[q], ma[q]);
+      else for (int64_t q = 0; q < n; q++) Op::add(widen(p[q * sr]), ya[q], sa[q], ma[q]);
     }
-    for (int64_t q = 0; q < n; q++) { Op::finish(ya[q], sa[q]); y[at + q] = ya[q]; s[at + q] = sa[q]; }
+    for (int64_t q = 0; q < n; q++) { Op::template finish<X>(ya[q], sa[q], ma[q]); y[at + q] = ya[q]; s[at + q] = sa[q]; }
   }
 }
 
 template <class Op, class X> void reduce_typed(const Reduction& g) {
   const X* x = static_cast<const X*>(g.x);
-  const int64_t per = std::max<int64_t>(1, std::min<int64_t>(g.threads, g.batch * g.rows * g.cols / 16384 + 1));
+  const int64_t per = std::max<int64_t>(1, std::min<int64_t>(g.threads, g.batch * g.outer * g.rows * g.cols / 16384 + 1));
   const int64_t split = g.batch >= per ? 1 : per;
 #pragma omp parallel for collapse(2) num_threads(static_cast<int>(per)) schedule(static)
   for (int64_t b = 0; b < g.batch; b++)
     for (int64_t t = 0; t < split; t++)
-      reduce_rows<Op>(x + b * g.sb, g.cols, g.sr, g.sc, g.y + b * g.rows, g.s + b * g.rows, g.rows * t / split,
-                      g.rows * (t + 1) / split);
+      reduce_rows<Op>(g, x + b * g.sb, g.y + b * g.rows, g.s + b * g.rows, g.rows * t / split, g.rows * (t + 1) / split);
 }
 
 template <class Op> void reduce_op(const Reduction& g) {

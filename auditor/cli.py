@@ -1,0 +1,160 @@
+"""The auditor's commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vtrain.console import print_json, print_table, profile_option, progress
+from vtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+_file = click.Path(path_type=Path)
+_key = click.option("--trainer-key", type=_file, help="The trainer's public key, if you know it.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def _public(path: Path | None) -> Ed25519PublicKey | None:
+    from vtrain.commit import keys
+
+    return None if path is None else keys.load_public(path)
+
+
+def _steps(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not (first.isdecimal() and (last.isdecimal() if colon else True)):
+        raise UsageError(f"--steps {text!r}; want A:B, or one step")
+    return int(first), int(last if colon else first)
+
+
+@click.command()
+@click.argument("run", type=_file)
+@click.option("--steps", help="Replay steps A:B only (0 is the initialisation).")
+@click.option("--sample", type=click.IntRange(1), help="Replay N segments drawn at random from the signed head.")
+@click.option("--nonce", default="", help="Your own random text for the draw; made where it is not given.")
+@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Worker processes.")
+@click.option("--job", type=_file, help="The client's own job file: the run must be of this job.")
+@click.option("--program-dir", type=_file, help="What the program's path is relative to; JOB's folder by default.")
+@click.option("--verdict", type=_file, help="Write the signed verdict here.")
+@click.option("--key", type=_file, help="The auditor's private key, to sign the verdict with.")
+@_key
+@_json
+@profile_option
+def audit(
+    run: Path, steps: str | None, sample: int | None, nonce: str, jobs: int, job: Path | None, program_dir: Path | None,
+    verdict: Path | None, key: Path | None, trainer_key: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Replay RUN, all or part of it, and give a verdict. RUN is never modified.
+
+    \b
+    Examples:
+      vtrain audit runs/mine
+      vtrain audit runs/mine --profile baseline --jobs 2
+      vtrain audit runs/mine --job job.toml --trainer-key trainer.key.pub --verdict verdict.json --key me.key
+      vtrain audit runs/mine --sample 3 --nonce "$(openssl rand -hex 16)"
+    """
+    if steps is not None and sample is not None:
+        raise UsageError("--steps and --sample exclude each other")
+    if (verdict is None) != (key is None):
+        raise UsageError("--verdict and --key go together: a verdict file is a signed statement")
+    from auditor.audit import Request
+    from auditor.audit import audit as replay
+    from vtrain.commit import keys
+    from vtrain.job import load
+
+    signer = None if key is None else keys.load_private(key)
+    folder = program_dir or (job.resolve().parent if job is not None else Path())
+    request = Request(
+        run, folder, None if job is None else load(job), _public(trainer_key), _steps(steps), sample or 0, nonce, jobs
+    )  # fmt: skip
+    _outside(run, verdict)
+    done = 0
+    with progress("auditing", None) as update:
+        planned = 0
+
+        def on_step(step: int) -> None:
+            nonlocal done
+            done += 1
+            update(done, f"of {planned}, step {step}")
+
+        def on_plan(count: int) -> None:
+            nonlocal planned
+            planned = count
+
+        found = replay(request, on_step, on_plan)
+    if verdict is not None and signer is not None:
+        found.sign(verdict, signer)
+    print_json(found.to_json()) if as_json else click.echo(str(found))
+    sys.exit(found.exit_code)
+
+
+def _outside(run: Path, verdict: Path | None) -> None:
+    if verdict is not None and run.resolve() in verdict.resolve().parents:
+        raise UsageError(f"{verdict}: is inside the run, which an audit never modifies")
+
+
+@click.command()
+@click.argument("run", type=_file)
+@_key
+@_json
+def verify(run: Path, trainer_key: Path | None, as_json: bool) -> None:
+    """Check everything about RUN that can be checked without repeating it: formats, signatures, proofs, digests.
+
+    Needs neither torch nor a GPU.
+
+    \b
+    Example:
+      vtrain verify runs/mine --trainer-key trainer.key.pub
+    """
+    from auditor.verify import verify as check
+
+    with progress("verifying", None) as update:
+        checks = check(run, _public(trainer_key), lambda step, last: update(step, f"of {last}"))
+    if as_json:
+        print_json({"result": "well-formed", "checks": {c.name: c.found for c in checks}})
+        return
+    for c in checks:
+        click.echo(f"ok  {c.name:12} {c.found}")
+    click.echo("well-formed; whether the steps were computed as the job says, `vtrain audit` tells")
+
+
+@click.command()
+@click.argument("run", type=_file)
+@click.option("--steps", help="Look at steps A:B only.")
+@_key
+@_json
+def inspect(run: Path, steps: str | None, trainer_key: Path | None, as_json: bool) -> None:
+    """Show what RUN logged, per operation.
+
+    \b
+    Example:
+      vtrain inspect runs/mine --steps 1:10
+    """
+    from auditor.evidence import open_run
+    from auditor.inspect import table, to_json
+
+    evidence = open_run(run, _public(trainer_key))
+    first, last = _steps(steps) or (0, evidence.last_step)
+    if not 0 <= first <= last <= evidence.last_step:
+        raise UsageError(f"--steps {steps}; the run has 0:{evidence.last_step}")
+    rows = table(evidence, list(range(first, last + 1)))
+    if as_json:
+        print_json({"steps": [first, last], "operations": to_json(rows)})
+        return
+    click.echo(f"steps {first} to {last}; bytes before compression")
+    titles: list[tuple[str, bool]] = [("operation", False)]
+    titles += [(t, True) for t in ("results", "values", "decisions", "share", "whole", "ternary", "bytes")]
+    print_table(titles, [_row(r) for r in rows])
+
+
+def _row(r: Any) -> list[str]:
+    share = f"{r.entries / r.values:.3%}" if r.values else "-"
+    return [r.operation, *(f"{n:,}" for n in (r.sites, r.values, r.entries)), share,
+            *(f"{n:,}" for n in (r.wide, r.ternary, r.bytes))]  # fmt: skip

@@ -1,0 +1,94 @@
+"""Everything about a run that can be checked without repeating it (protocol §4-7). Imports no torch.
+
+1. - 5. Layout, job, key, transcript with signed heads, attestation: see ``auditor.evidence``.
+6. The run is complete: as many steps as the job promises, and attested.
+7. Every program file has the SHA-256 that leaves name it by, and names sites with shapes.
+8. Every step's rounding log is there, well-formed, and what the step's leaf commits to; nothing else is in the log.
+9. Every checkpoint has the state digest that its leaf commits to; there are no others.
+
+What is not checked: that the steps were computed as the job says. That is what ``vtrain audit`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from auditor.evidence import Evidence, numel, open_run
+from vtrain.commit import heads, keys
+from vtrain.errors import CheckpointError, LogError
+from vtrain.store.checkpoint import list_checkpoints
+from vtrain.store.logcheck import segments
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule that held.
+
+    Attributes:
+        name: what was checked.
+        found: what was found, for people.
+    """
+
+    name: str
+    found: str
+
+
+def verify(path: Path, key: Ed25519PublicKey | None, on_step: Callable[[int, int], None]) -> list[Check]:
+    """Check a run; hostile input, never modified.
+
+    Args:
+        path: the run directory.
+        key: the trainer's public key, if known.
+        on_step: hears (step, last step) as logs are checked.
+
+    Returns:
+        The checks that held, in order.
+
+    Raises:
+        MalformedRunError: the first rule that is broken.
+    """
+    evidence = open_run(path, key)
+    known = "as expected" if evidence.pinned else "the run's own: pass --trainer-key to pin it"
+    checks = [
+        Check("job", heads.job_text(evidence.digest)),
+        Check("key", f"{keys.key_id(evidence.key)} ({known})"),
+        Check("transcript", f"{len(evidence.leaves)} leaves under {len(evidence.heads)} consistent signed heads"),
+    ]
+    evidence.require_complete()
+    checks.append(Check("attestation", f"of {evidence.last_step} steps"))
+    checks.append(Check("programs", f"{_programs(evidence)} sequences of sites"))
+    checks.append(Check("log", f"{_logs(evidence, on_step):,} decisions"))
+    checks.append(Check("checkpoints", f"{_checkpoints(evidence)} states"))
+    return checks
+
+
+def _programs(evidence: Evidence) -> int:
+    for leaf in evidence.leaves:
+        for site in evidence.sites(leaf.step):
+            numel(site)
+    return len({leaf.sites for leaf in evidence.leaves})
+
+
+def _logs(evidence: Evidence, on_step: Callable[[int, int], None]) -> int:
+    found, wanted = segments(evidence.layout.log), evidence.checkpoints
+    if found != wanted:
+        raise LogError(f"log segments end at steps {found[:20]}; the leaves' checkpoints are {wanted[:20]}")
+    entries = 0
+    for leaf in evidence.leaves:
+        log = evidence.log(leaf.step)
+        entries += int(log.sites[:, 3:5].sum())
+        on_step(leaf.step, evidence.last_step)
+    return entries
+
+
+def _checkpoints(evidence: Evidence) -> int:
+    found, wanted = list_checkpoints(evidence.layout), evidence.checkpoints
+    if found != wanted:
+        raise CheckpointError(f"checkpoints at steps {found[:20]}; the leaves' are {wanted[:20]}")
+    for step in wanted:
+        evidence.checkpoint(step)
+    return len(wanted)

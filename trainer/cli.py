@@ -1,0 +1,101 @@
+"""The trainer's commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vtrain.console import profile_option, progress
+
+_file = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("job", type=_file)
+@click.option("--out", required=True, type=_file, help="Run directory; must not exist.")
+@click.option("--key", type=_file, help="The trainer's private key; by default the user's own, made at the first run.")
+@profile_option
+def train(job: Path, out: Path, key: Path | None) -> None:
+    """Train the job in the TOML file JOB and record the run.
+
+    \b
+    Example:
+      vtrain train job.toml --out runs/mine
+    """
+    from trainer.keys import trainer_key
+    from trainer.train import train as run
+    from vtrain.job import load
+
+    parsed = load(job)
+    signer = trainer_key(key)
+    with progress("training", parsed.train.steps) as update:
+        run(parsed, job.resolve().parent, out, signer, lambda done: update(done.step, _note(done.values)))
+    click.echo(f"trained {parsed.train.steps} steps: {out}")
+
+
+@click.command()
+@click.argument("run", type=_file)
+@click.option("--program-dir", type=_file, default=Path(), help="What the program's path is relative to.")
+@click.option("--key", type=_file, help="The key that the run was begun with.")
+@profile_option
+def resume(run: Path, program_dir: Path, key: Path | None) -> None:
+    """Go on with RUN from its last complete checkpoint, to the same bits as if it had never stopped.
+
+    \b
+    Example:
+      vtrain resume runs/mine
+    """
+    from trainer.keys import trainer_key
+    from trainer.train import resume as go_on
+
+    with progress("training", None) as update:
+        go_on(run, program_dir, trainer_key(key), lambda done: update(done.step, _note(done.values)))
+    click.echo(f"finished: {run}")
+
+
+@click.command()
+@click.argument("job", type=_file)
+@click.option("--steps", type=click.IntRange(1, 1000), default=2, show_default=True, help="First steps to compare.")
+@profile_option
+def calibrate(job: Path, steps: int) -> None:
+    """Measure, for the job in JOB, how far instruction sets and thread counts make results differ.
+
+    Prints a TOML table for the job file: with it, adaptive thresholds are part of the job, and a run calibrates nothing.
+
+    \b
+    Example:
+      vtrain calibrate job.toml >> job.toml
+    """
+    from trainer.measure import measure
+
+    found = measure(job, steps, lambda text: click.echo(text, err=True))
+    click.echo("[policy.calibration]")
+    for name, value in found.items():
+        click.echo(f'"{name}" = "{value.hex()}"')
+
+
+@click.command()
+@click.argument("path", type=_file)
+def keygen(path: Path) -> None:
+    """Make an Ed25519 key: PATH (private, readable by its owner only) and PATH.pub.
+
+    \b
+    Example:
+      vtrain keygen trainer.key
+    """
+    from vtrain.commit import keys
+    from vtrain.errors import KeyFileError
+    from vtrain.store.atomic import write_bytes
+
+    public = path.with_name(f"{path.name}.pub")
+    if public.exists():
+        raise KeyFileError(f"{public} exists and is not overwritten")
+    key = keys.generate()
+    keys.save_private(path, key)
+    write_bytes(public, keys.public_text(key).encode())
+    click.echo(f"{path} and {public}: key {keys.key_id(key.public_key())}")
+
+
+def _note(values: dict[str, float]) -> str:
+    return f"loss {values['loss']:.4f}" if "loss" in values else ""

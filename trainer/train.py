@@ -1,0 +1,89 @@
+"""Training a job: begin, go on, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from trainer.keeper import Keeper
+from vtrain.engine import state
+from vtrain.engine.loop import Loop, StepEnd
+from vtrain.engine.task import Task, complete
+from vtrain.errors import CheckpointError, UsageError
+from vtrain.job import MAX_BYTES, Job, job_digest, parse_canonical
+from vtrain.store import canonical
+from vtrain.store.layout import Layout, safe_open
+from vtrain.store.writer import RunWriter, create, last_checkpoint, written_leaves
+
+OnStep = Callable[[StepEnd], None]
+
+
+def train(job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep) -> None:
+    """Train a job into a new run.
+
+    Args:
+        job: as written; open digests are filled in.
+        directory: what the program's path is relative to.
+        out: the run directory; must not exist.
+        key: signs the heads.
+        on_step: hears of every step.
+
+    Raises:
+        VtrainError: see ``Task``, ``create`` and ``Loop``; nothing is written before job, program and data are checked.
+    """
+    data = complete(job, directory).canonical()
+    task = Task(_reread(data), directory)
+    writer = create(out, data, job_digest(data), key)
+    _run(task, writer, on_step)
+
+
+def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep) -> None:
+    """Go on with a run from its last complete checkpoint; the result is bit for bit that of an uninterrupted one.
+
+    Raises:
+        UsageError: there is no run, or it is somebody's own loop.
+    """
+    layout = Layout(out)
+    if not layout.job.is_file():
+        raise UsageError(f"{out}: no run to resume")
+    with safe_open(out, "job.json", max_bytes=MAX_BYTES) as handle:
+        data = handle.read()
+    job = _reread(data)
+    if layout.attestation.exists():
+        return  # finished
+    task = Task(job, directory)
+    _run(task, RunWriter(layout, data, job_digest(data), key), on_step)
+
+
+def _reread(data: bytes) -> Job:
+    """The job as whoever reads the run will see it: JSON has one kind of number."""
+    job = parse_canonical(data, canonical.loads(data, where="job.json", floats=True), "job.json")
+    if not isinstance(job, Job):
+        raise UsageError("the run was recorded around a loop; resume it there, with record(..., resume=True)")
+    return job
+
+
+def _run(task: Task, writer: RunWriter, on_step: OnStep) -> None:
+    job = task.job
+    try:
+        keeper = Keeper(job.policy, writer, job.train.checkpoint_every)
+        loop = Loop(keeper, job.policy, job.train.seed)
+        keeper.meta = lambda: state.meta(loop.optimizer, {})
+        keeper.on_step = on_step
+        begun = writer.checkpoint_step
+        loop.initialise(task.model, task.optimizer, count=begun < 0)
+        if begun >= 0:
+            files, _ = last_checkpoint(writer.layout, begun)
+            state.restore(files, loop.model, loop.optimizer)
+            leaves = written_leaves(writer.layout)
+            if state.digest(loop.files()).text != leaves[-1].state:
+                raise CheckpointError(f"{writer.layout.checkpoint(begun)}: not the state that its leaf commits to")
+            keeper.resume(leaves)
+            loop.resume_at(begun)
+        for step in range(loop.steps_done + 1, job.train.steps + 1):
+            task.run_step(loop, step)
+        keeper.finish(loop.files)
+    finally:
+        writer.close()

@@ -1,0 +1,5 @@
+"""``python -m vtrain``."""
+
+from vtrain.cli import main
+
+main()

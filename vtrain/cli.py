@@ -1,0 +1,84 @@
+"""The command line: one group, whose commands are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from vtrain.errors import VtrainError
+
+# command -> (module, attribute, help): listing them imports none.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "audit": ("auditor.cli", "audit", "Replay a run and give a verdict."),
+    "calibrate": ("trainer.cli", "calibrate", "Measure adaptive thresholds for a job on this machine."),
+    "demo": ("vtrain.demo.cli", "demo", "Train, audit, tamper and audit again, in a few minutes."),
+    "doctor": ("vtrain.doctor", "doctor", "Say what this machine is and whether it keeps the contract."),
+    "inspect": ("auditor.cli", "inspect", "Show what a run logged, per operation."),
+    "keygen": ("trainer.cli", "keygen", "Make an Ed25519 key."),
+    "resume": ("trainer.cli", "resume", "Go on with an interrupted run."),
+    "train": ("trainer.cli", "train", "Train a job and record the run."),
+    "verify": ("auditor.cli", "verify", "Check signatures, proofs and formats of a run; needs no torch."),
+}
+INTERRUPTED = 130
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in sorted(COMMANDS)])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 verified or done, 1 refuted, 2 usage error, 3 run incomplete or malformed, 4 unsupported here.",
+)
+@click.version_option(package_name="vtrain")
+def group() -> None:
+    """Verifiable training: train on one kind of hardware, audit on another, equal in every bit.
+
+    \b
+    Examples:
+      vtrain train job.toml --out runs/mine
+      vtrain audit runs/mine --profile baseline
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; turns errors into their exit codes."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = group.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except VtrainError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; a run that was being trained goes on with `vtrain resume RUN`", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(INTERRUPTED)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,63 @@
+"""What commands share: the profile option, progress on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from vtrain.profiles import PROFILES, enter
+
+
+def _enter_profile(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None and not ctx.resilient_parsing:
+        enter(value, sys.argv[1:])
+
+
+profile_option = click.option(
+    "--profile",
+    type=click.Choice(list(PROFILES)),
+    callback=_enter_profile,
+    expose_value=False,
+    is_eager=True,
+    help="Run under this arithmetic (instruction sets of torch's kernels), in a new process.",
+)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+    """A bar on stderr where that is a terminal; yields ``update(done, note)``."""
+    if not sys.stderr.isatty():
+        yield lambda done, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+def print_table(columns: list[tuple[str, bool]], rows: list[list[str]]) -> None:
+    """A table on stdout; ``columns`` are (title, whether numbers)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title, number in columns:
+        table.add_column(title, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # not a terminal: as wide as it needs, so that every row is one line
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, sort_keys=True))

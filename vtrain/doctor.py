@@ -1,0 +1,51 @@
+"""``vtrain doctor``: what this machine is, and whether its arithmetic keeps the contract."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+
+from vtrain.console import print_json, profile_option
+from vtrain.profiles import PROFILES, profile_environment
+
+_PROBE = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+
+
+def imitable() -> dict[str, str]:
+    """Instruction set that torch uses under each profile on this machine, by profile."""
+    found = {}
+    for name in PROFILES:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], env=profile_environment(name), capture_output=True, text=True
+        )
+        found[name] = done.stdout.strip() or "fails"
+    return found
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@profile_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine is, whether its arithmetic keeps the contract, and which profiles it can imitate.
+
+    Exits with 4 where the contract is not kept.
+
+    \b
+    Examples:
+      vtrain doctor
+      vtrain doctor --profile baseline
+    """
+    from vtrain.engine.backend import arithmetic_report, environment
+
+    here, kept, profiles = environment(), arithmetic_report(), imitable()
+    if as_json:
+        print_json({"environment": here, "arithmetic": kept, "profiles": profiles})
+    else:
+        for key, value in here.items():
+            click.echo(f"{key:16} {value if value != [] else 'none'}")
+        click.echo("profiles         " + ", ".join(f"{name} ({isa})" for name, isa in profiles.items()))
+        for name, ok in kept.items():
+            click.echo(f"{'ok    ' if ok else 'BROKEN'}  {name}")
+    sys.exit(0 if all(kept.values()) else 4)

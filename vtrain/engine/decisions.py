@@ -1,0 +1,73 @@
+"""Settling by a log: what every replaying listener does with a result (numerics §5)."""
+
+from __future__ import annotations
+
+import torch
+
+from vtrain import kernels
+from vtrain.engine.listener import ScaleFn, Site, round_result
+from vtrain.engine.workspace import result
+from vtrain.rounding import generic
+from vtrain.rounding.bounds import eta_certified, tau_certified
+from vtrain.store.steplog import StepLog
+
+FAULTS = {
+    1: "a distance between entries is no number",
+    2: "an entry's index is repeated or beyond the result",
+    3: "its entries are not as many as it says",
+    4: "an entry is no value next to the auditor's own",
+    5: "a ternary byte is above 242",
+    6: "a logged value lies outside the certified bound",
+}
+OUTSIDE = 6
+
+
+class Decisions:
+    """One step's log, taken site by site.
+
+    Args:
+        log: the step's; its columns must be as many as its sites say (``check_step``).
+    """
+
+    def __init__(self, log: StepLog) -> None:
+        self._log = log
+        self._rows: dict[int, tuple[int, int, int, int]] = {}  # seq -> row, offsets into gaps, codes, values
+        gaps = codes = values = 0
+        for row, (seq, numel, encoding, narrow, wide, gap_bytes) in enumerate(log.sites.tolist()):
+            self._rows[seq] = (row, gaps, codes, values)
+            gaps += gap_bytes
+            codes += _code_bytes(numel, encoding, narrow)
+            values += wide
+
+    @property
+    def left(self) -> list[int]:
+        """Sites whose entries nobody has taken, ascending."""
+        return sorted(self._rows)
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn) -> tuple[torch.Tensor, kernels.Replayed | None, int]:
+        """Round y, taking the site's decisions, each checked against the certified half-width.
+
+        Returns:
+            The rounded result; what the log's replay found, None where the site has no entries; number of entries.
+        """
+        found = self._rows.pop(site.seq, None)
+        if found is None:
+            return round_result(y, site.fmt, site.signed), None, 0
+        row, g, c, v = found
+        _, numel, encoding, narrow, wide, gap_bytes = self._log.sites[row].tolist()
+        gaps = self._log.gaps[g : g + gap_bytes].tobytes()
+        codes = self._log.codes[c : c + _code_bytes(numel, encoding, narrow)].tobytes()
+        values = self._log.values[v : v + wide].tobytes()
+        device, s = y.device, scale()
+        if device.type != "cpu":
+            y, s = y.cpu(), s.cpu()
+        compute = str(y.dtype).removeprefix("torch.")
+        key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
+        out = result(y.shape, generic.container(site.fmt))
+        geometry = kernels.geometry(y, out, s.shape, site.signed)
+        replayed = kernels.replay(geometry, site.fmt, key, (numel, encoding, narrow, wide), gaps, codes, values)
+        return out if device.type == "cpu" else out.to(device), replayed, narrow + wide
+
+
+def _code_bytes(numel: int, encoding: int, narrow: int) -> int:
+    return (numel + 4) // 5 if encoding else (narrow + 3) // 4

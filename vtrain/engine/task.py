@@ -1,0 +1,170 @@
+"""A job made runnable: its program, data, optimizer and schedule, and the one step that trainer and auditor run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vtrain.data import batch_indices, dataset_digest, load
+from vtrain.engine.loop import Loop
+from vtrain.engine.optable import table_digest
+from vtrain.engine.program import Program, build, load_entry, source_digest
+from vtrain.errors import JobError, ProgramError, UnsupportedError, VersionError
+from vtrain.job import Job, OptimizerSpec, ScheduleSpec
+
+Batch = dict[str, torch.Tensor]
+
+
+def schedule_factor(spec: ScheduleSpec, step: int, steps: int) -> float:
+    """Factor on the learning rate in ``step`` of ``steps``, counted from 1."""
+    if step <= spec.warmup:
+        return step / spec.warmup
+    if spec.name == "constant":
+        return 1.0
+    share = (step - 1 - spec.warmup) / max(1, steps - spec.warmup)
+    if spec.name == "linear":
+        return 1.0 + (spec.final - 1.0) * share
+    return spec.final + (1.0 - spec.final) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def make_optimizer(spec: OptimizerSpec, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """torch.optim's optimizer as the job wants it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if spec.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov,
+            foreach=spec.foreach,
+        )  # fmt: skip
+    kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
+    betas = (spec.betas[0], spec.betas[1])
+    return kind(parameters, lr=spec.lr, betas=betas, eps=spec.eps, weight_decay=spec.weight_decay, foreach=spec.foreach)
+
+
+class Task:
+    """What a job does.
+
+    Args:
+        job: the job; digests that it names are compared.
+        directory: what a program's path is relative to.
+
+    Attributes:
+        program: model, loss and data; once built.
+
+    Raises:
+        ProgramError: the program is missing or not the one that the job was made for.
+        JobError: the data set is unknown or not the one that the job was made for.
+    """
+
+    program: Program
+
+    def __init__(self, job: Job, directory: Path) -> None:
+        self.job = job
+        self._entry = load_entry(job.program, directory)
+        self._data = None if job.data.name == "program" else load(job.data.name, **job.data.config)
+
+    @property
+    def data(self) -> Any:
+        """The data set: a map from index to sample."""
+        return self.program.data if self._data is None else self._data
+
+    def model(self) -> torch.nn.Module:
+        """Build the program; its model. To be called inside step 0."""
+        self.program = build(self.job.program, self._entry)
+        if self._data is None and self.program.data is None:
+            raise ProgramError(f"program {self.job.program.entry!r}: the job's data set is its own, and it gives none")
+        size, wanted = len(self.data), self.job.train.batch_size
+        if size < wanted:
+            raise JobError(f"train.batch_size: {wanted} samples a step, and the data set has {size}")
+        return self.program.model
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """The job's optimizer for the model."""
+        return make_optimizer(self.job.optimizer, model)
+
+    def batch(self, step: int) -> tuple[Batch, list[int]]:
+        """The batch of a step, and the numbers of its samples."""
+        train = self.job.train
+        indices = batch_indices(train.seed, step, train.batch_size, len(self.data)).tolist()
+        samples = [self.data[i] for i in indices]
+        return {key: _stack([s[key] for s in samples]) for key in samples[0]}, indices
+
+    def run_step(self, loop: Loop, step: int) -> None:
+        """One optimizer step: the same call for every role."""
+        train, model, optimizer = self.job.train, loop.model, loop.optimizer
+        assert optimizer is not None
+        device = next(model.parameters()).device
+        batch, indices = self.batch(step)
+        rate = self.job.optimizer.lr * schedule_factor(self.job.schedule, step, train.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with loop.step(batch, indices=indices):
+            total: torch.Tensor | None = None
+            for part in _split(batch, train.accumulate):
+                with self._autocast(device):
+                    loss = self.program.loss(model, {k: v.to(device) for k, v in part.items()})
+                if train.accumulate > 1:
+                    loss = loss / train.accumulate
+                loss.backward()
+                total = loss.detach() if total is None else total + loss.detach()
+            if train.clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            assert total is not None
+            loop.metric(loss=total)
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if not self.job.train.autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+
+def _stack(values: list[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(v) for v in values]))
+
+
+def _split(batch: Batch, parts: int) -> Iterator[Batch]:
+    size = len(next(iter(batch.values()))) // parts
+    for i in range(parts):
+        yield {key: value[i * size : (i + 1) * size] for key, value in batch.items()}
+
+
+def complete(job: Job, directory: Path) -> Job:
+    """The job with the digests that it leaves open filled in: what is trained, and what its identity covers.
+
+    Raises:
+        ProgramError: no such program, or not the one that the job names by digest.
+        JobError: the data set is not the one that the job names by digest.
+    """
+    program = job.program.model_copy(update={"sha256": source_digest(job.program.entry, directory)})
+    load_entry(job.program, directory)
+    data = job.data
+    if data.name != "program":
+        data = data.model_copy(update={"digest": dataset_digest(load(data.name, **data.config))})
+        if job.data.digest and job.data.digest != data.digest:
+            raise JobError(f"data.digest: the data set is {data.digest}; the job was made for {job.data.digest}")
+    optable = table_digest()
+    if job.optable and job.optable != optable:
+        raise VersionError(f"optable: this release has {optable}; the job was made for {job.optable}")
+    return job.model_copy(update={"program": program, "data": data, "optable": optable})
+
+
+def check_data(task: Task) -> None:
+    """Compare the whole data set with the job's digest: an auditor's own copy may be another.
+
+    Raises:
+        UnsupportedError: it is; nothing can be said about the training here.
+    """
+    wanted = task.job.data.digest
+    if wanted and task.job.data.name != "program":
+        found = dataset_digest(task.data)
+        if found != wanted:
+            raise UnsupportedError(
+                f"data set {task.job.data.name!r} is {found} on this machine; the job wants {wanted}"
+            )
