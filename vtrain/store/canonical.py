@@ -110,9 +110,7 @@ def _check(value: object, depth: int, floats: bool = False) -> None:
     elif isinstance(value, list):
         for item in value:
             _check(item, depth + 1, floats)
-    elif isinstance(value, bool) or value is None or isinstance(value, str):
-        return
-    elif floats and isinstance(value, float):
+    elif isinstance(value, bool) or value is None or isinstance(value, str) or (floats and isinstance(value, float)):
         return
     elif not isinstance(value, int) or abs(value) > MAX_INTEGER:
         raise ValueError(

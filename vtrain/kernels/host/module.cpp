@@ -82,7 +82,7 @@ class Sink {
     if (ask)
       for (const auto& part : parts)
         for (const Entry& e : part)
-          if (e.value == 0 && e.low < 0 && e.high > 0) return -1;
+          if (e.value == 0 && e.low < 0) return -1;
     return static_cast<int64_t>(put(seq, static_cast<uint64_t>(job.batch * job.rows * job.cols), parts, job.format));
   }
 

@@ -1,0 +1,41 @@
+# Everything happens in .venv; PYTHON makes it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard vtrain/kernels/*.hpp vtrain/kernels/host/*)
+
+.PHONY: demo test slow lint bench clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/vtrain demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.bench
+
+# One stamp for each set of extras.
+$(VENV)/.installed-demo: $(SOURCES) $(VENV)/bin/python
+	$(PIP) -e ".[demo]"
+	touch $@
+
+$(VENV)/.installed-dev: $(SOURCES) $(VENV)/bin/python
+	$(PIP) -e ".[dev]"
+	touch $@ $(VENV)/.installed-demo
+
+$(VENV)/bin/python:
+	@command -v c++ >/dev/null || { echo "vtrain builds its kernels here: install a C++ compiler (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
+
+clean:
+	rm -rf $(VENV) build dist

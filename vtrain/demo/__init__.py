@@ -1,0 +1,1 @@
+"""The demonstration: an honest run, and a trainer who cheats and signs it well."""
