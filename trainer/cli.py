@@ -61,7 +61,7 @@ def resume(run: Path, program_dir: Path, key: Path | None) -> None:
 def calibrate(job: Path, steps: int) -> None:
     """Measure, for the job in JOB, how far instruction sets and thread counts make results differ.
 
-    Prints a TOML table for the job file: with it, adaptive thresholds are part of the job, and a run calibrates nothing.
+    Prints a TOML table for the job file: with it, adaptive thresholds are part of the job.
 
     \b
     Example:

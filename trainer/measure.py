@@ -1,7 +1,7 @@
 """``vtrain calibrate``: how far executions of a job's first steps come apart across instruction sets and threads.
 
-One process records the steps with statistical thresholds and keeps samples of every result before rounding. Others, under
-other arithmetic, replay its decisions, so that every operation has the same inputs, and compare. (numerics §3, adaptive)
+One process records the steps with statistical thresholds and keeps samples of every result before rounding. Others,
+under other arithmetic, replay its decisions, so that every operation has the same inputs, and compare (numerics §3).
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 verified or done, 1 refuted, 2 usage error, 3 run incomplete or malformed, 4 unsupported here.",
+    epilog="Exit codes: 0 verified or done, 1 refuted, 2 usage error, 3 malformed run, 4 unsupported here.",
 )
 @click.version_option(package_name="vtrain")
 def group() -> None:

@@ -31,7 +31,7 @@ profile_option = click.option(
 def progress(label: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
     """A bar on stderr where that is a terminal; yields ``update(done, note)``."""
     if not sys.stderr.isatty():
-        yield lambda done, note="": None
+        yield _silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,7 +39,16 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int, str], Non
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total, note="")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+        def update(done: int, note: str) -> None:
+            bar.update(task, completed=done, note=note)
+
+        yield update
+
+
+def _silent(done: int, note: str) -> None:
+    """Nobody looks."""
 
 
 def print_table(columns: list[tuple[str, bool]], rows: list[list[str]]) -> None:

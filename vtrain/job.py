@@ -125,7 +125,7 @@ class Job(Frozen):
     data: DataSpec
     train: TrainSpec
     optimizer: OptimizerSpec
-    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
+    schedule: ScheduleSpec = ScheduleSpec()
     policy: Policy = Field(default_factory=Policy)
     optable: str = ""
 

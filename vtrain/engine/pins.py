@@ -20,7 +20,7 @@ def pinned() -> Iterator[None]:
     from torch.optim import adagrad, adam, adamw, optimizer, rmsprop, sgd
 
     modules = [m for m in (optimizer, adam, adamw, sgd, adagrad, rmsprop) if hasattr(m, "_default_to_fused_or_foreach")]
-    saved = [m._default_to_fused_or_foreach for m in modules]  # type: ignore[attr-defined]
+    saved = [m._default_to_fused_or_foreach for m in modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     mkldnn = torch._C._get_mkldnn_enabled()
     precision = torch.get_float32_matmul_precision()

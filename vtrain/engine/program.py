@@ -21,7 +21,7 @@ Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 
 def default_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
     """``model(**batch).loss``, as the models of ``transformers`` have it."""
-    return model(**batch).loss  # type: ignore[no-any-return]
+    return model(**batch).loss
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def load_entry(spec: ProgramSpec, directory: Path) -> Callable[..., Any]:
     entry = getattr(module, function, None)
     if not callable(entry):
         raise ProgramError(f"program {spec.entry!r}: {place} has no function {function!r}")
-    return entry  # type: ignore[no-any-return]
+    return entry
 
 
 def _from_file(path: Path) -> Any:

@@ -39,7 +39,7 @@ class Workspace:
         """
         if x.dtype is dtype:
             return x
-        order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+        order = sorted(range(x.dim()), key=x.stride, reverse=True)
         buffer = self.get(name, [x.shape[d] for d in order], dtype, x.device)
         back = [0] * x.dim()
         for position, d in enumerate(order):

@@ -5,11 +5,11 @@ On other devices ``vtrain.rounding.generic`` does the same with tensor operation
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
-from vtrain.kernels import _host
+from vtrain.kernels import _host  # type: ignore[attr-defined]
 from vtrain.rounding.formats import Format
 from vtrain.rounding.scale import Scale
 
@@ -63,7 +63,8 @@ def round_to(y: torch.Tensor, out: torch.Tensor, fmt: Format, signed: bool = Tru
     return out
 
 
-class Replayed(NamedTuple):
+@dataclass(frozen=True)
+class Replayed:
     """What replaying one site's log found.
 
     Attributes:

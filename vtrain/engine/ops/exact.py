@@ -110,7 +110,7 @@ def rsub(engine: Engine, x: torch.Tensor, other: torch.Tensor | float, alpha: fl
     """other - alpha * x: the product is rounded before the difference."""
     dtype = torch.result_type(x, other)
     if not dtype.is_floating_point:
-        return torch.rsub(x * alpha, other)  # type: ignore[arg-type]
+        return torch.rsub(x * alpha, other)
     return engine.finish(torch.rsub(_scaled(engine, x, alpha), _lift(engine, other)), dtype)  # type: ignore[arg-type]
 
 

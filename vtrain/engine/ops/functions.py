@@ -102,10 +102,11 @@ def arange(engine: Engine, *args: float, dtype: torch.dtype | None = None, **kwa
     floating = any(isinstance(a, float) for a in args)
     dtype = dtype or (torch.get_default_dtype() if floating else torch.int64)
     if not dtype.is_floating_point:
-        return torch.arange(*args, dtype=dtype, **kwargs)  # type: ignore[call-overload, no-any-return]
+        return torch.arange(*args, dtype=dtype, **kwargs)  # type: ignore[call-overload]
     start, step = (args[0] if len(args) > 1 else 0), (args[2] if len(args) > 2 else 1)
     count = torch.arange(*args, dtype=torch.float64, **kwargs).numel()  # type: ignore[call-overload]
-    y = torch.arange(count, dtype=torch.float64, device=kwargs.get("device")) * step + start  # type: ignore[arg-type]
+    i = torch.arange(count, dtype=torch.float64, device=kwargs.get("device"))  # type: ignore[call-overload]
+    y = i * step + start
     return round_result(y, engine.format(dtype))
 
 

@@ -46,7 +46,7 @@ def sum_and_scale(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
         x = x.to(F32)
     if x.device.type != "cpu":
         wide = x.to(F64)
-        return wide.sum(dims), wide.abs().sum(dims)
+        return wide.sum(list(dims)), wide.abs().sum(list(dims))
     if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
         return kernels.channel_sums(x.view(*x.shape[:2], -1))
     rows, shape = _rows(x, dims)
@@ -122,7 +122,7 @@ def mean_square(engine: Engine, x: Tensor, dims: Sequence[int], divisor: float, 
 def squares(x: Tensor, dims: Sequence[int]) -> Tensor:
     """sum(x^2, dims) in float64."""
     if x.device.type != "cpu":
-        return x.to(F64).square().sum(dims)
+        return x.to(F64).square().sum(list(dims))
     if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
         return kernels.channel_squares(x.view(*x.shape[:2], -1))
     rows, shape = _rows(x, dims)

@@ -48,8 +48,8 @@ def settle_linear(
 def exact_below(wide: Tensor, dtype: torch.dtype) -> float:
     """Sums of magnitudes below this mean that every partial sum of elements of x is a float64: every order is exact.
 
-    All elements are multiples of the quantum of the least one; 2^52 quanta, half of what fits, leave room for the sum of
-    magnitudes to be rounded itself.
+    All elements are multiples of the quantum of the least one; 2^52 quanta, half of what fits, leave room for the sum
+    of magnitudes to be rounded itself.
 
     Args:
         wide: x in float64.
