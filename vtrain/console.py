@@ -40,7 +40,6 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int, str], Non
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total, note="")
 
-
         def update(done: int, note: str) -> None:
             bar.update(task, completed=done, note=note)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtrain.engine.ops
@@ -71,10 +72,14 @@ class EngineMode(TorchDispatchMode):
         form = form_of(func)
         if form is None and touches_no_tensor(func):
             return lambda args, kwargs: func(*args, **kwargs)
+        if form is None and func._can_decompose():
+            return self._implicit(func)
         if form is None:
             raise unsupported(str(func), "not in the operation table; it may round differently on other hardware")
         if form.entry.cls is OpClass.FORBIDDEN:
             raise unsupported(str(func), form.entry.why)
+        if form.entry.decomposed:
+            return self._decomposed(form)
         runner = self._native(func, form) if form.entry.handler is None else self._handled(form)
         if form.entry.native_when is not None:
             runner = self._either(form.entry.native_when, self._native(func, form), runner)
@@ -109,6 +114,25 @@ class EngineMode(TorchDispatchMode):
             return (native if native_when(*args, **kwargs) else handled)(args, kwargs)
 
         return run
+
+    def _implicit(self, func: Any) -> Runner:
+        """An operation that torch itself defines by others (CompositeImplicitAutograd), each looked up in turn."""
+
+        def again(args: tuple, kwargs: dict) -> Any:
+            with self:
+                return func.decompose(*args, **kwargs)
+
+        return again
+
+    def _decomposed(self, form: Form) -> Runner:
+        """PyTorch's decomposition, under this mode again: each operation in it is looked up."""
+        decomposition = decomposition_table[form.functional]
+
+        def again(args: tuple, kwargs: dict) -> Any:
+            with self, torch.no_grad():
+                return decomposition(*args, **kwargs)
+
+        return lambda args, kwargs: form.call(again, args, kwargs)
 
     def _handled(self, form: Form) -> Runner:
         engine, handler, name = self.engine, form.entry.handler, form.entry.name

@@ -37,6 +37,7 @@ class Entry:
         native_when: with a handler: arguments for which the operation runs natively all the same.
         version: raised when the handler's bits change.
         why: reason for a refusal.
+        decomposed: whether PyTorch's own decomposition runs in its place, each of its operations being looked up in turn.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Entry:
     native_when: Callable[..., bool] | None = None
     version: int = 1
     why: str = ""
+    decomposed: bool = False
 
 
 TABLE: dict[str, Entry] = {}
@@ -85,6 +87,12 @@ def register(
         return handler
 
     return decorate
+
+
+def decompose(names: Iterable[str]) -> None:
+    """Register operations that PyTorch's decomposition table reduces to others."""
+    for name in names:
+        add(Entry(f"aten.{name}", OpClass.COMPOSITE, decomposed=True))
 
 
 def forbid(why: str, names: Iterable[str]) -> None:

@@ -169,6 +169,11 @@ def _acknowledged(layout: Layout) -> tuple[merkle.Tree, int, int]:
     return merkle.Tree(hashes[:size]), size - 1, lines
 
 
+def acknowledged_step(layout: Layout) -> int:
+    """Step of the checkpoint that resuming goes on from, -1 if there is none; modifies nothing."""
+    return _acknowledged(layout)[1]
+
+
 def last_checkpoint(layout: Layout, step: int) -> tuple[dict[str, dict[str, TensorBytes]], dict[str, Any]]:
     """The checkpoint to resume from.
 

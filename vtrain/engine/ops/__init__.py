@@ -2,6 +2,7 @@
 
 from vtrain.engine.ops import (
     convolution,
+    decomposed,
     exact,
     functions,
     fused,
@@ -16,6 +17,7 @@ from vtrain.engine.ops import (
 
 __all__ = [
     "convolution",
+    "decomposed",
     "exact",
     "functions",
     "fused",

@@ -26,10 +26,11 @@ native(
     _unsafe_index.Tensor index_select.default take.default cat.default stack.default constant_pad_nd.default
     flip.default roll.default repeat.default repeat_interleave.Tensor repeat_interleave.self_int
     embedding.default scatter.src scatter.value slice_backward.default select_backward.default
-    slice_scatter.default select_scatter.default diagonal_backward.default unfold_copy.default index_fill.int_Scalar
+    slice_scatter.default select_scatter.default diagonal_backward.default unfold_copy.default index_fill.int_Scalar index_fill.int_Tensor median.default median.dim
     index_copy.default masked_scatter.default im2col.default pixel_shuffle.default pixel_unshuffle.default
     reflection_pad1d.default reflection_pad2d.default replication_pad1d.default replication_pad2d.default
     upsample_nearest2d.default upsample_nearest1d.default channel_shuffle.default
+    hardshrink_backward.default softshrink_backward.default
     relu.default threshold.default threshold_backward.default hardtanh.default hardtanh_backward.default
     clamp.default clamp.Tensor clamp_min.default clamp_min.Tensor clamp_max.default clamp_max.Tensor
     abs.default neg.default sign.default sgn.default positive.default

@@ -41,7 +41,7 @@ def _register(name: str, f: Callable[..., Tensor], kappa: float = FUNCTION_KAPPA
     register(f"{name}.default", cls=OpClass.VARYING)(handler)
 
 
-for _name in "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tanh sigmoid erf erfc atan sinh cosh".split():
+for _name in "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tanh sigmoid erf erfc atan sinh cosh tan asin acos asinh acosh atanh".split():
     _register(_name, getattr(torch, _name))
 _register("erfinv", torch.erfinv, ERFINV_KAPPA)
 
@@ -84,6 +84,12 @@ def pow_tensor(engine: Engine, x: Tensor | float, exponent: Tensor) -> Tensor:
 def atan2(engine: Engine, y: Tensor, x: Tensor) -> Tensor:
     """Angle of (x, y)."""
     return engine.function(torch.atan2(y.double(), x.double()), engine.format(torch.result_type(y, x)))
+
+
+@register("hypot.default", cls=OpClass.VARYING)
+def hypot(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(a^2 + b^2)."""
+    return engine.function(torch.hypot(a.double(), b.double()), engine.format(torch.result_type(a, b)))
 
 
 def exp32(engine: Engine, x: Tensor, part: str) -> Tensor:

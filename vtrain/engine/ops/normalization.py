@@ -263,3 +263,16 @@ def group_norm_backward(
     mean_gx = settled_sum(engine, torch.mul(gw, xhat), [2], part="mean_gx", divisor=count).unsqueeze(2)
     dx = torch.sub(gw, mean_g).sub_(xhat.mul_(mean_gx)).mul_(rstd.view(n, groups, 1))
     return engine.finish(dx.view(x.shape), x.dtype), dw, db
+
+
+@register("_weight_norm_interface_backward.default")
+def weight_norm_backward(
+    engine: Engine, grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """w = v * (g / |v|): dg = dot / |v|, dv = (grad - v * (dot / |v|^2)) * (g / |v|), dot = sum(grad * v) but over dim."""
+    dims = [d for d in range(v.dim()) if d != dim % v.dim()]
+    grad32, v32, norm = engine.lift(grad), engine.lift(v), engine.lift(norms)
+    dot = product_sum(engine, grad32, v32, dims, "dot").view(norm.shape)
+    slope = torch.div(dot, torch.mul(norm, norm))
+    dv = torch.sub(grad32, torch.mul(v32, slope)).mul_(torch.div(engine.lift(g), norm))
+    return engine.finish(dv, v.dtype), engine.finish(torch.div(dot, norm), g.dtype)

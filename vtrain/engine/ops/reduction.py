@@ -205,6 +205,37 @@ def cumsum(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None
     return engine.settle("", y, lambda: scale, engine.format(dtype or x.dtype))
 
 
+@register("cumprod.default", cls=OpClass.VARYING, native_when=_no_floats)
+def cumprod(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Running products along dim in float64: up to n - 1 roundings, each relative."""
+    n = x.shape[dim] if x.dim() else 1
+    return engine.function(x.to(F64).cumprod(dim), engine.format(dtype or x.dtype), kappa=sum_kappa(n, "float64"))
+
+
+@register("_trilinear.default")
+def trilinear(
+    engine: Engine,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    """sum((a * b) * c, sumdim) of the three with dimensions of size 1 put in, the products rounded to float32."""
+    parts = []
+    for x, dims in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        wide = engine.lift(x)
+        for d in sorted(dims):
+            wide = wide.unsqueeze(d)
+        parts.append(wide)
+    products = torch.mul(torch.mul(parts[0], parts[1]), parts[2])
+    total = settled_sum(engine, products, normal_dims(products, list(sumdim))) if sumdim else products
+    return engine.finish(total, a.dtype)
+
+
 @register("prod.default", "prod.dim_int", cls=OpClass.VARYING, native_when=_no_floats)
 def prod(
     engine: Engine, x: Tensor, dim: int | None = None, keepdim: bool = False, dtype: torch.dtype | None = None

@@ -121,7 +121,7 @@ def index_put(
     engine: Engine, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:
     """x[indices] += values."""
-    return _accumulate(engine, x, values, lambda a, v: a.index_put(list(indices), v, accumulate=True))
+    return _accumulate(engine, x, values, lambda a, v: aten.index_put.default(a, list(indices), v, True))
 
 
 @register("_index_put_impl_.default", cls=OpClass.VARYING, native_when=_no_add)
@@ -219,3 +219,29 @@ def upsample_nearest2d_backward(
     """Sum over the positions that read each input."""
     f = lambda g: aten.upsample_nearest2d_backward(g, out, size, h, w)  # noqa: E731
     return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=0)
+
+
+def _bilinear_backward(engine: Engine, grad: Tensor, *args: object) -> Tensor:
+    """Each input's share of the outputs that read it, weights from one multiplication and one subtraction each."""
+    f = lambda g: aten.upsample_bilinear2d_backward(g, *args)  # noqa: E731
+    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=8)
+
+
+register("upsample_bilinear2d_backward.default", cls=OpClass.VARYING)(_bilinear_backward)
+
+
+@register("adaptive_max_pool2d_backward.default", cls=OpClass.VARYING)
+def adaptive_max_pool_backward(engine: Engine, grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    """Each gradient to its window's maximum; overlapping windows add up."""
+    wide = x.to(F64)
+    f = lambda g: aten.adaptive_max_pool2d_backward(g, wide, indices)  # noqa: E731
+    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=0)
+
+
+@register("replication_pad2d_backward.default", "replication_pad1d_backward.default", cls=OpClass.VARYING)
+def replication_pad_backward(engine: Engine, grad: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
+    """Sum over the positions that repeat each input."""
+    wide = x.to(F64)
+    backward = aten.replication_pad2d_backward if len(padding) == 4 else aten.replication_pad1d_backward
+    f = lambda g: backward(g, wide, padding)  # noqa: E731
+    return settle_linear(engine, f, grad, math.prod(grad.shape[-(len(padding) // 2) :]), grad.dtype, extra=0)
