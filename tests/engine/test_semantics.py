@@ -233,10 +233,20 @@ def test_values_and_gradients(name: str) -> None:
 
 
 NOTHING_TO_SETTLE = {
-    "pad", "amax", "max", "relu6", "leaky relu", "where", "clamp", "rsub", "division", "lerp", "lerp far", "addcmul", "reflect", "softshrink", "hardshrink", "nan_to_num", "cross",
-   
+    "pad", "amax", "max", "relu6", "leaky relu", "where", "clamp", "rsub", "division", "lerp", "lerp far", "addcmul",
     "addcdiv", "norm inf", "cat split", "sort", "topk", "hardswish", "hardsigmoid", "pow 2", "pow 3", "reciprocal",
+    "reflect", "softshrink", "hardshrink", "nan_to_num", "cross",
 }  # fmt: skip
+
+
+def test_of_equal_elements_the_lowest_index_comes_first() -> None:
+    x = torch.tensor([2.0, 1.0, 2.0, 0.0, 1.0, 2.0] * 40)
+    with Session(Plain(), Policy(), 0).step(1):
+        order, top, best = x.sort(descending=True).indices, x.topk(120).indices, x.argmax()
+    wanted = sorted(range(len(x)), key=lambda i: -float(x[i]))
+    assert order.tolist() == wanted
+    assert top.tolist() == wanted[:120]
+    assert int(best) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -37,7 +37,7 @@ class Entry:
         native_when: with a handler: arguments for which the operation runs natively all the same.
         version: raised when the handler's bits change.
         why: reason for a refusal.
-        decomposed: whether PyTorch's own decomposition runs in its place, each of its operations being looked up in turn.
+        decomposed: whether PyTorch's own decomposition runs in its place, its operations being looked up in turn.
     """
 
     name: str

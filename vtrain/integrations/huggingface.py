@@ -97,6 +97,9 @@ class RunMixin(_Trainer):
         optimizer = self.optimizer
         while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):  # accelerate's wrapper
             optimizer = optimizer.optimizer
+        for group in optimizer.param_groups:
+            if group.get("fused"):  # Trainer's default on every device; the plain form is the one that is audited
+                group["fused"] = False
         self._run = self._enter_run(optimizer, {"scheduler": self.lr_scheduler, "trainer": _Counters(self)})
         return prepared
 

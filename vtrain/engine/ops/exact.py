@@ -26,7 +26,8 @@ native(
     _unsafe_index.Tensor index_select.default take.default cat.default stack.default constant_pad_nd.default
     flip.default roll.default repeat.default repeat_interleave.Tensor repeat_interleave.self_int
     embedding.default scatter.src scatter.value slice_backward.default select_backward.default
-    slice_scatter.default select_scatter.default diagonal_backward.default unfold_copy.default index_fill.int_Scalar index_fill.int_Tensor median.default median.dim
+    slice_scatter.default select_scatter.default diagonal_backward.default unfold_copy.default index_fill.int_Scalar
+    index_fill.int_Tensor
     index_copy.default masked_scatter.default im2col.default pixel_shuffle.default pixel_unshuffle.default
     reflection_pad1d.default reflection_pad2d.default replication_pad1d.default replication_pad2d.default
     upsample_nearest2d.default upsample_nearest1d.default channel_shuffle.default
@@ -35,7 +36,7 @@ native(
     clamp.default clamp.Tensor clamp_min.default clamp_min.Tensor clamp_max.default clamp_max.Tensor
     abs.default neg.default sign.default sgn.default positive.default
     max.default min.default max.dim min.dim maximum.default minimum.default amax.default amin.default
-    argmax.default argmin.default sort.default sort.stable argsort.default topk.default cummax.default cummin.default
+    argmax.default argmin.default cummax.default cummin.default
     eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor
     ge.Scalar equal.default isnan.default isinf.default isfinite.default isposinf.default isneginf.default
     logical_and.default logical_or.default logical_not.default logical_xor.default
@@ -63,6 +64,33 @@ native(
     remainder.Tensor remainder.Scalar fmod.Tensor fmod.Scalar _to_copy.default
     """.split(),
 )
+
+
+@register("sort.default", cls=OpClass.EXACT)
+def sort(engine: Engine, x: torch.Tensor, dim: int = -1, descending: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and indices in order; of equal ones the lowest index first (numerics §2), as no library promises."""
+    found = torch.sort(x, stable=True, dim=dim, descending=descending)
+    return found.values, found.indices
+
+
+@register("sort.stable", cls=OpClass.EXACT)
+def sort_stable(
+    engine: Engine, x: torch.Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``sort``."""
+    return sort(engine, x, dim, descending)
+
+
+@register("topk.default", cls=OpClass.EXACT)
+def topk(
+    engine: Engine, x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first k in order; of equal ones the lowest index first."""
+    values, indices = sort(engine, x, dim, largest)
+    if not x.dim():
+        return values, indices
+    return values.narrow(dim, 0, k).contiguous(), indices.narrow(dim, 0, k).contiguous()
+
 
 forbid(
     "it hides a sum inside one fused operation; disable the fused layer (the session does so for torch's own)",

@@ -41,7 +41,11 @@ def _register(name: str, f: Callable[..., Tensor], kappa: float = FUNCTION_KAPPA
     register(f"{name}.default", cls=OpClass.VARYING)(handler)
 
 
-for _name in "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tanh sigmoid erf erfc atan sinh cosh tan asin acos asinh acosh atanh".split():
+_FUNCTIONS = """
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh asinh acosh
+    atanh
+"""
+for _name in _FUNCTIONS.split():
     _register(_name, getattr(torch, _name))
 _register("erfinv", torch.erfinv, ERFINV_KAPPA)
 

@@ -269,7 +269,7 @@ def group_norm_backward(
 def weight_norm_backward(
     engine: Engine, grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int
 ) -> tuple[Tensor, Tensor]:
-    """w = v * (g / |v|): dg = dot / |v|, dv = (grad - v * (dot / |v|^2)) * (g / |v|), dot = sum(grad * v) but over dim."""
+    """Of w = v * (g / |v|): dg = dot / |v|, dv = (grad - v * (dot / |v|^2)) * (g / |v|), dot = sum(grad * v)."""
     dims = [d for d in range(v.dim()) if d != dim % v.dim()]
     grad32, v32, norm = engine.lift(grad), engine.lift(v), engine.lift(norms)
     dot = product_sum(engine, grad32, v32, dims, "dot").view(norm.shape)
