@@ -252,7 +252,7 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
         if found.difference is not None:
             verdict.refute(Refuted(*found.difference))
         end = found.segment.last if found.difference is None else found.difference[0]
-        _extend(verdict.replayed, (found.segment.first, end))
+        _extend(verdict.replayed, (min(found.segment.first, end), end))  # it may differ on the way there
     verdict.settled, verdict.entries, verdict.corrections = total.settled, total.entries, total.corrections
 
 
