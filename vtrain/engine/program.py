@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vtrain.errors import ProgramError
+from vtrain.errors import ProgramError, VtrainError
 from vtrain.job import ProgramSpec
 
 Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
@@ -92,7 +93,7 @@ def load_entry(spec: ProgramSpec, directory: Path) -> Callable[..., Any]:
         module = (
             _from_file(source_file(spec.entry, directory)) if place.endswith(".py") else importlib.import_module(place)
         )
-    except Exception as error:  # the program's own error, whatever it is
+    except (Exception, SystemExit) as error:  # the program's own error, whatever it is
         raise ProgramError(f"program {spec.entry!r}: importing it failed: {type(error).__name__}: {error}") from error
     entry = getattr(module, function, None)
     if not callable(entry):
@@ -110,16 +111,29 @@ def _from_file(path: Path) -> Any:
     return module
 
 
+@contextlib.contextmanager
+def program_errors(spec: ProgramSpec) -> Iterator[None]:
+    """Turn what the job's own code raises into a ProgramError that names the program; ours pass.
+
+    Raises:
+        ProgramError: with the program's error as its cause.
+    """
+    try:
+        yield
+    except VtrainError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ProgramError(f"program {spec.entry!r}: {type(error).__name__}: {error}") from error
+
+
 def build(spec: ProgramSpec, entry: Callable[..., Any]) -> Program:
     """Call the program's function with the job's configuration.
 
     Raises:
-        ProgramError: it takes other arguments, or returns neither a module nor a Program.
+        ProgramError: it takes other arguments, fails, or returns neither a module nor a Program.
     """
-    try:
+    with program_errors(spec):
         made = entry(**spec.config)
-    except TypeError as error:
-        raise ProgramError(f"program {spec.entry!r}: {error}") from error
     program = Program(made) if isinstance(made, torch.nn.Module) else made
     if not isinstance(program, Program) or not isinstance(program.model, torch.nn.Module):
         raise ProgramError(

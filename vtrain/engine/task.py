@@ -14,7 +14,7 @@ import torch
 from vtrain.data import batch_indices, dataset_digest, load
 from vtrain.engine.loop import Loop
 from vtrain.engine.optable import table_digest
-from vtrain.engine.program import Program, build, load_entry, source_digest
+from vtrain.engine.program import Program, build, load_entry, program_errors, source_digest
 from vtrain.errors import JobError, ProgramError, UnsupportedError, VersionError
 from vtrain.job import Job, OptimizerSpec, ScheduleSpec
 
@@ -84,7 +84,13 @@ class Task:
         return self.program.model
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """The job's optimizer for the model."""
+        """The job's optimizer for the model.
+
+        Raises:
+            ProgramError: the model has nothing to train.
+        """
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ProgramError(f"program {self.job.program.entry!r}: its model has no parameters to train")
         return make_optimizer(self.job.optimizer, model)
 
     def batch(self, step: int) -> tuple[Batch, list[int]]:
@@ -106,8 +112,9 @@ class Task:
         with loop.step(batch, indices=indices):
             total: torch.Tensor | None = None
             for part in _split(batch, train.accumulate):
-                with self._autocast(device):
+                with self._autocast(device), program_errors(self.job.program):
                     loss = self.program.loss(model, {k: v.to(device) for k, v in part.items()})
+                self._check_loss(loss)
                 if train.accumulate > 1:
                     loss = loss / train.accumulate
                 loss.backward()
@@ -118,6 +125,15 @@ class Task:
             optimizer.zero_grad()
             assert total is not None
             loop.metric(loss=total)
+
+    def _check_loss(self, loss: Any) -> None:
+        what = f"program {self.job.program.entry!r}: its loss"
+        if not isinstance(loss, torch.Tensor):
+            raise ProgramError(f"{what} is a {type(loss).__name__}; want a tensor")
+        if loss.numel() != 1:
+            raise ProgramError(f"{what} has shape {list(loss.shape)}; want a scalar")
+        if not loss.requires_grad:
+            raise ProgramError(f"{what} requires no gradient; want one that depends on the model's parameters")
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if not self.job.train.autocast:

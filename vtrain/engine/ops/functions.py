@@ -42,8 +42,8 @@ def _register(name: str, f: Callable[..., Tensor], kappa: float = FUNCTION_KAPPA
 
 
 _FUNCTIONS = """
-    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh asinh acosh
-    atanh
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh asinh
+    acosh atanh
 """
 for _name in _FUNCTIONS.split():
     _register(_name, getattr(torch, _name))
