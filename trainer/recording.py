@@ -135,8 +135,10 @@ class record:
             self._writer = create(self._path, data, digest, key)
         try:
             return self._start()
-        except BaseException:
+        except BaseException as error:
             self._writer.close()
+            if not self._resume and isinstance(error, Exception):
+                self._writer.remove_if_empty()
             raise
 
     def _start(self) -> Recording:

@@ -31,12 +31,16 @@ def train(job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step:
         on_step: hears of every step.
 
     Raises:
-        VtrainError: see ``Task``, ``create`` and ``Loop``; nothing is written before job, program and data are checked.
+        VtrainError: see ``Task``, ``create`` and ``Loop``; nothing is left behind unless the initialisation was done.
     """
     data = complete(job, directory).canonical()
     task = Task(_reread(data), directory)
     writer = create(out, data, job_digest(data), key)
-    _run(task, writer, on_step)
+    try:
+        _run(task, writer, on_step)
+    except Exception:
+        writer.remove_if_empty()
+        raise
 
 
 def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep) -> None:

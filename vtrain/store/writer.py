@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from vtrain.commit import heads, keys, merkle, statement
 from vtrain.commit.digest import TensorBytes, file_digest
 from vtrain.commit.leaf import Leaf, leaf_from_json
-from vtrain.errors import BatchError, CheckpointError, KeyFileError, TranscriptError
+from vtrain.errors import BatchError, CheckpointError, KeyFileError, StorageError, TranscriptError
 from vtrain.store import layout as places
 from vtrain.store import transcript
 from vtrain.store.atomic import remove_temporaries, remove_tree, storage_errors, write_bytes
@@ -141,6 +142,13 @@ class RunWriter:
                 self._metrics.close()
         finally:
             self._lock.__exit__(None, None, None)
+
+
+    def remove_if_empty(self) -> None:
+        """Remove a run, closed before, that has no checkpoint: it holds nothing, and its name is free again."""
+        if self.checkpoint_step < 0:
+            with suppress(StorageError):
+                remove_tree(self.layout.root)
 
 
 def create(root: Path, job: bytes, digest: bytes, key: Ed25519PrivateKey) -> RunWriter:
