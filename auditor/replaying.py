@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.evidence import Evidence, open_run
+from auditor.evidence import open_run
 from auditor.replayer import Replayer
 from auditor.verdict import Verdict, begin
 from vtrain.commit import keys
@@ -31,8 +31,9 @@ class Replaying:
         verdict: what was found; final when the ``with`` is left.
     """
 
-    def __init__(self, evidence: Evidence, loop: Loop, verdict: Verdict) -> None:
-        self._evidence, self._loop, self.verdict = evidence, loop, verdict
+    def __init__(self, loop: Loop, verdict: Verdict) -> None:
+        self._loop, self.verdict = loop, verdict
+        self._found: Refuted | None = None
 
     @property
     def model(self) -> torch.nn.Module:
@@ -55,6 +56,8 @@ class Replaying:
 
         The first difference ends the ``with replay(...)`` block, without an exception for the caller.
         """
+        if self._found is not None:
+            raise self._found
         with self._loop.step(batch, indices=indices):
             yield
 
@@ -108,12 +111,14 @@ class replay:
         self._replayer = Replayer(evidence, job.policy.scalar_ulps)
         self._loop = Loop(self._replayer, job.policy, job.seed)
         self._verdict = begin(evidence, environment())
-        self._run = Replaying(evidence, self._loop, self._verdict)
+        self._run = Replaying(self._loop, self._verdict)
         try:
             self._begin()
         except Refuted as found:
+            # A body can't be skipped: it gets a model, and its first step ends it.
             self._verdict.refute(found)
-            self._loop.steps_done = 0
+            self._run._found = found
+            self._loop.initialise(self._model, self._optimizer, count=False)
         return self._run
 
     def _begin(self) -> None:

@@ -71,7 +71,9 @@ def touches_no_tensor(func: Any) -> bool:
 
 
 def _holds_scalar(argument: Any) -> bool:
-    return any(word in str(argument.type) for word in ("number", "Scalar", "float"))
+    # A Python float stands for a tensor too: ``x * 0.5`` dispatches ``mul.Tensor(x, 0.5)``.
+    kind = str(argument.type)
+    return kind in ("Tensor", "Optional[Tensor]") or any(word in kind for word in ("number", "Scalar", "float"))
 
 
 def _twin(func: Any, names: list[str], is_out: bool) -> Any | None:
