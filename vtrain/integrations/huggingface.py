@@ -5,9 +5,9 @@ after ``zero_grad``, so forward, backward, accumulation, clipping, optimizer and
 can't do that, as none is called with the micro-batches before the forward pass. Logging, evaluation and saving happen
 between steps, natively, and don't touch the state.
 
-The data loader, the collator and the data set draw from generators of their own, seeded by (data seed, epoch). So what
-a step is trained on does not depend on what happened between steps, and a resumed epoch, read again from its start and
-skipped up to the step, gives the same batches.
+The data loader, the collator and the data set draw from generators of their own, seeded by (data seed, epoch), and an
+evaluation from others, seeded by (data seed, step). So what a step is trained on does not depend on what happened
+between steps, and a resumed epoch, read again from its start and skipped up to the step, gives the same batches.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ else:
     _Trainer = object
 
 DATA_STREAM = "huggingface-data"
-"""The stream that seeds the data loader's generators: step = epoch, site = 0."""
+"""The stream that seeds generators: of an epoch's data loader, step = epoch, site = 0; of an evaluation, site = 1."""
 
 
 class Run(Protocol):
@@ -76,17 +76,17 @@ class RunMixin(_Trainer):
         return None
 
     # ---- around the loop --------------------------------------------------------------------------------------------
-    def _inner_training_loop(self, *args: Any, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
+    def _inner_training_loop(self, **kwargs: Any) -> TrainOutput:  # type: ignore[override]  # Trainer names all of them
         state = self._state_to_resume()
-        if state is not None and resume_from_checkpoint is not None:
+        if state is not None and kwargs["resume_from_checkpoint"] is not None:
             raise UsageError("resume_from_checkpoint: the run is resumed from its own checkpoint")
         with TemporaryDirectory(prefix="vtrain-resume-") as folder:
             if state is not None:
                 # Trainer reads its counters from here; tensors and scheduler are restored from the run's checkpoint.
                 (Path(folder) / "trainer_state.json").write_text(state, encoding="utf-8")
-                resume_from_checkpoint, self._catch_up = folder, True
+                kwargs["resume_from_checkpoint"], self._catch_up = folder, True
             with ExitStack() as self._run_stack, ExitStack() as self._step_stack:
-                return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+                return super()._inner_training_loop(**kwargs)
         # Only a difference found by an auditor leads here: the run has taken the exception.
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
@@ -94,7 +94,7 @@ class RunMixin(_Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        optimizer = self.optimizer
+        optimizer: Any = self.optimizer
         while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):  # accelerate's wrapper
             optimizer = optimizer.optimizer
         for group in optimizer.param_groups:
@@ -103,19 +103,28 @@ class RunMixin(_Trainer):
         self._run = self._enter_run(optimizer, {"scheduler": self.lr_scheduler, "trainer": _Counters(self)})
         return prepared
 
-    def _run_epoch(self, *args: Any, epoch: int, train_dataloader: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # Trainer names all of them
         self._repeat_between_steps(kwargs["trial"], kwargs["ignore_keys_for_eval"], kwargs["start_time"])
         if self.control.should_training_stop:
             return
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        for part in (
-            train_dataloader,
-            getattr(getattr(train_dataloader, "batch_sampler", None), "batch_sampler", None),
-        ):
+        loader, epoch = kwargs["train_dataloader"], kwargs["epoch"]
+        parts: list[Any] = [loader, getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        loader = DataLoader(_Stream(train_dataloader, seed, epoch), batch_size=None, collate_fn=_as_it_is)
-        super()._run_epoch(*args, epoch=epoch, train_dataloader=loader, **kwargs)
+        # Trainer skips the batches of a resumed epoch by reading them, as this is an iterable data set.
+        stream = _Stream(loader, self._generators(epoch, 0))
+        kwargs["train_dataloader"] = DataLoader(stream, batch_size=None, collate_fn=_as_it_is)
+        super()._run_epoch(**kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # A metric decides when to stop early: it is as nearly the same everywhere as native arithmetic allows.
+        with self._generators(self.state.global_step, 1).active():
+            return super()._evaluate(*args, **kwargs)
+
+    def _generators(self, count: int, site: int) -> _Generators:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _Generators(int(words(StreamKey(seed, DATA_STREAM), count, site, 1)[0]))
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         self._repeat_between_steps(trial, None, start_time)
@@ -129,13 +138,12 @@ class RunMixin(_Trainer):
             return
         self._catch_up = False
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-        ends = [self.callback_handler.on_epoch_end] if float(self.state.epoch or 0).is_integer() else []
-        for event in (None, *ends):
-            if event is not None:
-                self.control = event(self.args, self.state, self.control)
-            self._maybe_log_save_evaluate(
-                self._tr_loss, None, self.model, trial, self.state.epoch, ignore_keys, start_time
-            )
+        model: Any = self.model
+        arguments = (self._tr_loss, None, model, trial, self.state.epoch, ignore_keys, start_time)
+        self._maybe_log_save_evaluate(*arguments)
+        if float(self.state.epoch).is_integer():
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._maybe_log_save_evaluate(*arguments)
 
     # ---- around a step ----------------------------------------------------------------------------------------------
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -223,16 +231,14 @@ class _Stream(IterableDataset):
 
     Args:
         loader: any data loader.
-        seed: of the order and of whatever a collator draws.
-        epoch: from 0.
+        own: what its order and whatever a collator draws come from.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, epoch: int) -> None:
-        self._loader = loader
-        self._seed = int(words(StreamKey(seed, DATA_STREAM), epoch, 0, 1)[0])
+    def __init__(self, loader: Iterable[Any], own: _Generators) -> None:
+        self._loader, self._own = loader, own
 
     def __iter__(self) -> Iterator[Any]:
-        own = _Generators(self._seed)
+        own = self._own
         with own.active():
             batches = iter(self._loader)
         while True:

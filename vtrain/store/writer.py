@@ -143,7 +143,6 @@ class RunWriter:
         finally:
             self._lock.__exit__(None, None, None)
 
-
     def remove_if_empty(self) -> None:
         """Remove a run, closed before, that has no checkpoint: it holds nothing, and its name is free again."""
         if self.checkpoint_step < 0:
