@@ -67,22 +67,26 @@ template <class T> nb::object bytes_of(const std::vector<T>& v) {
   return nb::bytes(reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T));
 }
 
+constexpr int64_t FEW_ZEROS = 32;  // entries that are cheaper to log than to look into
+
 // What one step logs. One a run; settle() appends, take() hands the columns over and starts anew.
 class Sink {
  public:
   explicit Sink(int encoding) : encoding_(encoding) {}
 
-  // Number of entries; -1, and nothing is kept, where zeros are in doubt and the caller asked to know.
+  // Number of entries; -1, and nothing is kept, where many zeros are in doubt and the caller asked to know: finding out
+  // which of them are sums of zeros costs it another product.
   int64_t settle(uint64_t seq, const GeometryTuple& geometry, const FormatTuple& format, const ScaleTuple& scale, bool ask) {
     Job job = job_of(geometry, format);
     Scale s = scale_of(scale);
     std::vector<std::vector<Entry>> parts;
     nb::gil_scoped_release release;
     variant().settle(job, s, parts);
+    int64_t zeros = 0;
     if (ask)
       for (const auto& part : parts)
-        for (const Entry& e : part)
-          if (e.value == 0 && e.low < 0) return -1;
+        for (const Entry& e : part) zeros += e.value == 0 && e.low < 0;
+    if (zeros > FEW_ZEROS) return -1;
     return static_cast<int64_t>(put(seq, static_cast<uint64_t>(job.batch * job.rows * job.cols), parts, job.format));
   }
 
