@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard vtrain/kernels/*.hpp vtrain/kernels/host/*)
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint bench paper clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/vtrain demo
@@ -23,6 +23,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench
+
+paper: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.paper_scale
 
 # One stamp for each set of extras.
 $(VENV)/.installed-demo: $(SOURCES) $(VENV)/bin/python

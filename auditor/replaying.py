@@ -117,6 +117,8 @@ class replay:
         except Refuted as found:
             # A body can't be skipped: it gets a model, and its first step ends it.
             self._verdict.refute(found)
+            if found.what == "state" and isinstance(self._model, torch.nn.Module):
+                self._verdict.notes.append(_OTHER_WEIGHTS)
             self._run._found = found
             self._loop.initialise(self._model, self._optimizer, count=False)
         return self._run
@@ -145,6 +147,12 @@ class replay:
                 f"the loop ended after step {done}; the run has {last}: it was not audited to its end"
             )
         return found is not None
+
+
+_OTHER_WEIGHTS = (
+    "torch's own initialisation differs between processors: build the model with `vtrain.seeded(seed)`, give a function "
+    "that makes it, or take the run's initial state with initial='run'"
+)
 
 
 def check_table(theirs: str) -> None:
