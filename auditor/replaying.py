@@ -150,8 +150,8 @@ class replay:
 
 
 _OTHER_WEIGHTS = (
-    "torch's own initialisation differs between processors: build the model with `vtrain.seeded(seed)`, give a function "
-    "that makes it, or take the run's initial state with initial='run'"
+    "torch's own initialisation differs between processors: build the model with `vtrain.seeded(seed)`, give a "
+    "function that makes it, or take the run's initial state with initial='run'"
 )
 
 
