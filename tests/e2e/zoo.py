@@ -83,6 +83,14 @@ def t5() -> nn.Module:
                                                decoder_start_token_id=0))  # fmt: skip
 
 
+def mixtral() -> nn.Module:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    return MixtralForCausalLM(MixtralConfig(vocab_size=96, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+                                            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+                                            max_position_embeddings=32, bos_token_id=0, eos_token_id=0))  # fmt: skip
+
+
 def causal(step: int) -> Batch:
     ids = tokens(step, (3, 16), 96)
     return {"input_ids": ids, "labels": ids}
@@ -214,6 +222,7 @@ CASES: dict[str, Case] = {
     "gpt2-accumulation": Case(gpt2, causal, accumulate=2, clip=0.5, optimizer=foreach),
     "bert": Case(bert, masked, schedule=warm_up, optimizer=adam),
     "llama": Case(llama, causal, optimizer=foreach),
+    "mixtral": Case(mixtral, causal),
     "t5": Case(t5, lambda s: {"input_ids": tokens(s, (3, 12), 96), "labels": tokens(s + 99, (3, 9), 96)}),
     "vit": Case(vit, patches),
     "resnet18": Case(vision("resnet18"), pictures(32, 4), direct, sgd),

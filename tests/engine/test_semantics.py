@@ -239,6 +239,25 @@ NOTHING_TO_SETTLE = {
 }  # fmt: skip
 
 
+def test_grouped_products_are_the_products_of_the_groups() -> None:
+    a, b = t(7, 8), t(3, 8, 16)
+    offs = torch.tensor([3, 3, 7], dtype=torch.int32)
+    x, w3 = a.clone().requires_grad_(), b.clone().requires_grad_()
+    with Session(Plain(), Policy(), 0).step(1):
+        y = torch._grouped_mm(x, w3, offs=offs)
+        y.backward(torch.ones_like(y))
+    da, db = torch.empty_like(a), torch.zeros_like(b)
+    with Session(Plain(), Policy(), 0).step(1):
+        for g, (start, end) in enumerate([(0, 3), (3, 3), (3, 7)]):
+            assert torch.equal(y[start:end], a[start:end] @ b[g])
+            da[start:end] = torch.ones(end - start, 16) @ b[g].t()
+            db[g] = a[start:end].t() @ torch.ones(end - start, 16)
+    assert x.grad is not None
+    assert w3.grad is not None
+    assert torch.equal(x.grad, da)
+    assert torch.equal(w3.grad, db)
+
+
 def test_of_equal_elements_the_lowest_index_comes_first() -> None:
     x = torch.tensor([2.0, 1.0, 2.0, 0.0, 1.0, 2.0] * 40)
     with Session(Plain(), Policy(), 0).step(1):

@@ -92,6 +92,19 @@ def topk(
     return values.narrow(dim, 0, k).contiguous(), indices.narrow(dim, 0, k).contiguous()
 
 
+@register("histc.default", cls=OpClass.ROUNDED)
+def histc(engine: Engine, x: torch.Tensor, bins: int = 100, min: float = 0, max: float = 0) -> torch.Tensor:
+    """Counts of floor((x - min) * bins / (max - min)) in float64 IEEE operations; max is in the last bin."""
+    wide = x.to(torch.float64).reshape(-1)
+    low, high = (float(min), float(max)) if min != max else (float(wide.min()), float(wide.max()))
+    if low == high:
+        low, high = low - 1, high + 1
+    inside = wide[(wide >= low) & (wide <= high)]
+    span = torch.full((), high - low, dtype=torch.float64, device=x.device)
+    position = torch.div((inside - low) * bins, span).floor().clamp_max_(bins - 1).to(torch.int64)
+    return torch.bincount(position, minlength=bins).to(x.dtype)
+
+
 forbid(
     "it hides a sum inside one fused operation; disable the fused layer (the session does so for torch's own)",
     """

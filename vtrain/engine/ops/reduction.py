@@ -72,8 +72,9 @@ def _keep(y: Tensor, x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
 
 
 def _no_floats(*args: object, dtype: torch.dtype | None = None, **kwargs: object) -> bool:
+    """Whether only integers are added: with a dtype, torch converts the terms before it adds them."""
     x = args[0]
-    return isinstance(x, Tensor) and not x.is_floating_point() and (dtype is None or not dtype.is_floating_point)
+    return isinstance(x, Tensor) and not (x.dtype if dtype is None else dtype).is_floating_point
 
 
 @register("sum.default", "sum.dim_IntList", cls=OpClass.VARYING, native_when=_no_floats)

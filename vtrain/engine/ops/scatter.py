@@ -89,7 +89,10 @@ def _accumulate(
     y = add(x.to(F64), values.to(F64) * alpha)
 
     def scale() -> Scale:
-        s = add(x.to(F64).abs(), values.to(F64).abs() * abs(alpha))
+        s = add(x.to(F64).abs(), values.to(F64).abs() * abs(alpha)).contiguous()
+        if alpha == 1:
+            exact = min(exact_below(x.to(F64), x.dtype), exact_below(values.to(F64), values.dtype))
+            s.masked_fill_(s < exact, 0.0)
         kappa = sum_kappa(values.numel() + 1, "float64", 1)
         return Scale("scatter", values.numel() + 1, kappa, (1, 1, y.numel()), full=s.contiguous())
 

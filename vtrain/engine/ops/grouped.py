@@ -1,0 +1,70 @@
+"""Products by group, as mixtures of experts have them (numerics §2, class 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from vtrain.engine.core import F64, Engine
+from vtrain.engine.ops.matmul import product, row_norms
+from vtrain.engine.optable import OpClass, register
+from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.scale import Scale
+
+Tensor = torch.Tensor
+Part = tuple[Tensor, Tensor, Tensor]  # left and right factor of a group, and where its product goes
+
+
+def _parts(a: Tensor, b: Tensor, y: Tensor, ends: list[int]) -> Iterator[Part]:
+    """The groups: rows of a (2-D by 3-D), columns of b (3-D by 2-D), or a share of the sum (2-D by 2-D)."""
+    start = 0
+    for g, end in enumerate(ends):
+        at = slice(start, end)
+        if a.dim() == 3:
+            yield a[g], b[:, at], y[:, at]
+        elif b.dim() == 3:
+            yield a[at], b[g], y[at]
+        else:
+            yield a[:, at], b[at], y[g]
+        start = end
+
+
+def _shape(a: Tensor, b: Tensor, groups: int) -> tuple[int, ...]:
+    both_flat = a.dim() == b.dim() == 2
+    return (groups, a.shape[0], b.shape[1]) if both_flat else (a.shape[-2], b.shape[-1])
+
+
+@register("_grouped_mm.default", cls=OpClass.VARYING)
+def grouped_mm(
+    engine: Engine,
+    a: Tensor,
+    b: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The groups' products, whose ends are ``offs``; settled as one result, so that its shape is not the routing's."""
+    if bias is not None or (out_dtype is not None and out_dtype is not a.dtype):
+        engine.refuse("a bias, or a result of another dtype")
+    if offs is None:
+        return product(engine, a, b)
+    ends = offs.tolist()
+    c = engine.product_dtype(a.dtype)
+    wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
+    shape = _shape(a, b, len(ends))
+
+    def compute(backwards: bool) -> Tensor:
+        y = torch.zeros(shape, dtype=c, device=a.device)
+        for left, right, out in _parts(wide_a, wide_b, y, ends):
+            out.copy_(left.flip(1) @ right.flip(0) if backwards else left @ right)
+        return y
+
+    def scale() -> Scale:
+        s = torch.zeros(shape, dtype=F64, device=a.device)
+        for left, right, out in _parts(a, b, s, ends):
+            out.copy_(row_norms(left).unsqueeze(1) * row_norms(right.mT).unsqueeze(0))
+        k = a.shape[-1]
+        return Scale("mm", k, sum_kappa(k, str(c).removeprefix("torch."), 1), (1, 1, s.numel()), full=s)
+
+    return engine.settle("", compute(False), scale, engine.format(a.dtype), lambda: compute(True))
