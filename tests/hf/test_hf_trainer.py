@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments, default_data_collator
 
 import vtrain
@@ -70,11 +71,12 @@ def make(kind: type, path: Path, **changes: Any) -> Any:
     arguments: dict[str, Any] = {
         "output_dir": str(path) + "-output", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
         "num_train_epochs": 2, "learning_rate": 1e-2, "lr_scheduler_type": "cosine", "warmup_steps": 3,
-        "max_grad_norm": 0.5, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 4,
-        "load_best_model_at_end": True, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+        "max_grad_norm": 0.5, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
+        "load_best_model_at_end": True, "greater_is_better": True, "report_to": "none", "use_cpu": True,
+        "disable_tqdm": True,
     }  # fmt: skip
     roles: dict[type, dict[str, Any]] = {
-        RecordingTrainer: {"checkpoint_every": 4, "seed": 11, "resume": own["resume"]}, ReplayingTrainer: {},
+        RecordingTrainer: {"checkpoint_every": 5, "seed": 11, "resume": own["resume"]}, ReplayingTrainer: {},
     }  # fmt: skip
     trainer = kind(
         run=path, model=model, args=TrainingArguments(**{**arguments, **changes}), train_dataset=own["samples"],
@@ -125,6 +127,17 @@ def test_one_run_step_is_one_optimizer_step(recorded: tuple[Path, Any]) -> None:
     assert len({json.dumps(leaf["batch"], sort_keys=True) for leaf in found}) == STEPS + 1
     assert sorted(evaluations(trainer)) == [2, 4, 6, 8, 10, 12]
     assert Path(trainer.args.output_dir, "checkpoint-8", "model.safetensors").exists()
+
+
+def test_the_run_ends_with_the_last_step_not_with_the_best_model(recorded: tuple[Path, Any]) -> None:
+    path, trainer = recorded
+    assert trainer.state.best_global_step < STEPS  # the worst loss, by greater_is_better
+    stored = load_file(path / "checkpoints" / step_name(STEPS) / "model.safetensors")
+    last = load_file(Path(trainer.state.best_model_checkpoint).with_name(f"checkpoint-{STEPS}") / "model.safetensors")
+    assert weights(trainer.model) != {name: t.numpy().tobytes() for name, t in stored.items()}
+    assert {n: t.numpy().tobytes() for n, t in last.items()}.items() <= {
+        n: t.numpy().tobytes() for n, t in stored.items()
+    }.items()
 
 
 def test_a_replay_in_another_arithmetic_verifies(recorded: tuple[Path, Any]) -> None:
