@@ -97,3 +97,26 @@ def test_outside_a_step_torch_is_untouched(session: Session) -> None:
     assert ADAM._default_to_fused_or_foreach is fused
     assert torch.backends.mkldnn.enabled
     torch.fft.fft(X)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_compiled_model_does_not_slip_through(warm: bool) -> None:
+    """Inside a step torch runs it operation by operation; compiled code would hide them."""
+    from vtrain import seeded
+
+    with seeded(0):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 1))
+    compiled = torch.compile(model, backend="aot_eager")
+    if warm:
+        compiled(X).sum().backward()
+    results = []
+    for run in (model, compiled):
+        model.zero_grad()
+        session = Session(Plain(), Policy(), 0)
+        with session.step(1):
+            run(X).sum().backward()
+        results.append(([p.grad for p in model.parameters()], session.engine.seq))
+    assert results[0][1] == results[1][1] > 5
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert a is not None
+        assert torch.equal(a, b)
