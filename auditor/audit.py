@@ -197,8 +197,8 @@ def audit(request: Request, on_step: Callable[[int], None], on_plan: Callable[[i
     if request.jobs < 1:
         raise UsageError(f"jobs is {request.jobs}; want 1 or more")
     evidence = open_run(request.run, request.key)
-    verdict = begin(evidence, environment())
     evidence.require_complete()
+    verdict = begin(evidence, environment())
     if request.job is not None and not _same_job(request.job, evidence, verdict):
         return verdict
     plan = _plan(request, evidence, verdict)

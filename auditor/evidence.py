@@ -218,6 +218,8 @@ def _key(layout: Layout, expected: Ed25519PublicKey | None) -> Ed25519PublicKey:
         own = keys.load_public(text if text.startswith("-----BEGIN") else "-----BEGIN" + text)
     except KeyFileError as error:
         raise MalformedRunError(f"trainer.pub: {error}") from error
+    if keys.public_text(own) != text:
+        raise MalformedRunError("trainer.pub: not the one spelling of a public key in PEM")
     if expected is not None and keys.raw_public(expected) != keys.raw_public(own):
         raise SignatureError(f"trainer.pub: key {keys.key_id(own)}; expected {keys.key_id(expected)}")
     return own
@@ -267,6 +269,8 @@ def _attestation(evidence: Evidence) -> dict[str, Any]:
     head = heads.open_head(note if isinstance(note, str) else "", evidence.key, KEY_NAME)
     if head != evidence.heads[-1]:
         raise EquivocationError("attestation.json: its head is not the transcript's last one")
+    if not (layout.root / name).is_file():
+        raise CheckpointError(f"{layout.root / name}: missing; the attestation is about it")
     if subject["name"] != name or subject["digest"]["sha256"] != file_digest(layout.root / name):
         raise MalformedRunError(f"attestation.json: its subject is not the file {name}")
     return found

@@ -1,4 +1,4 @@
-"""``make paper``: the sizes of Srivastava, Arora and Boneh (NeurIPS 2024), trained here, audited under other arithmetic.
+"""``make paper``: the sizes of Srivastava, Arora and Boneh (NeurIPS 2024), trained here, audited under another profile.
 
 ResNet-50 on 3x32x32 images (batch 64) and GPT-2 of 117 million parameters (batch 8 of 64 tokens), float32 target,
 certified thresholds. Images are random and tokens are Python's help texts: the paper's data can't be downloaded here.

@@ -124,9 +124,9 @@ def copied(run: Path, to: Path) -> Path:
 
 
 def tree_bytes(root: Path) -> dict[str, bytes]:
-    """Content of every file below ``root`` by relative name; directories too, as empty."""
+    """Content of every file below ``root`` by relative name; directories and special files too, as empty."""
     return {
-        str(p.relative_to(root)) + ("/" if p.is_dir() else ""): b"" if p.is_dir() else p.read_bytes()
+        str(p.relative_to(root)) + ("/" if p.is_dir() else ""): p.read_bytes() if p.is_file() else b""
         for p in sorted(root.rglob("*"))
     }
 

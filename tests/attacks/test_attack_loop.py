@@ -33,10 +33,13 @@ def deeper() -> torch.nn.Module:
     return torch.nn.Sequential(*net(), torch.nn.Linear(3, 3))
 
 
+TINY = torch.tensor(2.0**-20)  # as a tensor: a number would be recorded as a host scalar, and found by it
+
+
 def shifted() -> torch.nn.Module:
     made = net()
     with torch.no_grad():
-        made[3].bias[1] += 2.0**-20
+        made[3].bias[1] += TINY
     return made
 
 

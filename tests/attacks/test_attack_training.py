@@ -82,11 +82,14 @@ class Switch:
         patch.setattr(Task, "run_step", switched)
 
 
+HALF = torch.tensor(0.5)  # as a tensor: a number would be recorded as a host scalar, and found by it
+
+
 def poison_behind_the_digest(patch: Patch) -> None:
     switch, split = Switch(patch, 3), task_module._split
 
     def poisoned(batch: Batch, parts: int) -> Any:
-        return split({**batch, "image": batch["image"] + 0.5} if switch.on else batch, parts)
+        return split({**batch, "image": batch["image"] + HALF} if switch.on else batch, parts)
 
     patch.setattr(task_module, "_split", poisoned)
 
@@ -101,7 +104,9 @@ def test_poisoned_sample_behind_honest_digest_and_loss(tmp_path: Path) -> None:
     with forging(honest_copy(tmp_path)) as truth, forging(run) as forger:
         forger.leaves[3]["metrics"] = truth.leaves[3]["metrics"]
         forger.leaves[4]["metrics"] = truth.leaves[4]["metrics"]
-    assert finding(audited(run)) == (4, "state")
+    step, what = finding(audited(run))
+    assert step == 4
+    assert what in ("log", "state")  # an entry of the next step may lie outside the bound before its state is compared
 
 
 def honest_copy(tmp_path: Path) -> Path:
@@ -139,7 +144,9 @@ def test_step_undone(tmp_path: Path) -> None:
 
         patch.setattr(torch.optim.AdamW, "step", other)
 
-    assert audit_dishonest(tmp_path / "run", dishonesty) == (4, "loss")
+    step, what = audit_dishonest(tmp_path / "run", dishonesty)
+    assert step == 4
+    assert what in ("log", "loss")  # whichever the next step meets first
 
 
 @pytest.mark.parametrize(("shift", "step"), [(1, 3), (-1, 4)])

@@ -12,7 +12,7 @@ from vtrain.rounding.bounds import eta_certified, tau_certified
 from vtrain.store.steplog import StepLog
 
 FAULTS = {
-    1: "a distance between entries is no number",
+    1: "a distance between entries is zero, so that one is repeated, or is no number",
     2: "an entry's index is repeated or beyond the result",
     3: "its entries are not as many as it says",
     4: "an entry is no value next to the auditor's own",
