@@ -162,7 +162,7 @@ class LogWriter:
         self._changed = threading.Condition()
         self._items: deque[_Step | _End | None] = deque()
         self._waiting = 0
-        self._ended = 0
+        self._ended = -1  # steps begin at 0
         self._error: StorageError | None = None
         self._segment: _SegmentWriter | None = None  # the thread's alone while it lives
         self._thread = threading.Thread(target=self._run, name="vtrain-log", daemon=True)
