@@ -1,0 +1,214 @@
+"""The command line: exit codes, where output goes, machine-readable output, signals, and what works without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_helpers import HERE, KEY, STEPS, evidence_bytes, honest, tree_bytes, values
+
+from auditor.verdict import VERDICT_PREDICATE
+from vtrain.cli import COMMANDS
+from vtrain.commit import keys, statement
+
+# Any import of torch fails in a process that has this first on its path.
+NO_TORCH = "raise ImportError('torch must not be needed here')\n"
+
+
+def call(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vtrain", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd=HERE)
+
+
+@pytest.fixture
+def no_torch(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "torch.py").write_text(NO_TORCH)
+    return {"PYTHONPATH": str(tmp_path / "stub")}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    keys.save_private(tmp_path / "k.key", KEY)
+    (tmp_path / "k.key.pub").write_text(keys.public_text(KEY))
+    return tmp_path / "k.key"
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    from run_helpers import toml
+
+    path = tmp_path / "job.toml"
+    path.write_text(toml(values()))
+    return path
+
+
+def assert_plain(text: str) -> None:
+    assert "\x1b" not in text, "escape codes where there is no terminal"
+
+
+# ---- help -----------------------------------------------------------------------------------------------------------
+def test_help_lists_all_commands_without_torch(no_torch: dict[str, str]) -> None:
+    done = call("--help", env=no_torch)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_each_command_has_help_with_an_example(name: str, no_torch: dict[str, str]) -> None:
+    done = call(name, "--help", env=no_torch)
+    assert done.returncode == 0, done.stderr
+    assert f"vtrain {name}" in done.stdout.split("Example")[1]
+
+
+# ---- without torch --------------------------------------------------------------------------------------------------
+def test_verify_and_inspect_without_torch(no_torch: dict[str, str], key_file: Path) -> None:
+    assert call("doctor", env=no_torch).returncode != 0  # the stub works
+    done = call("verify", honest(), "--trainer-key", f"{key_file}.pub", env=no_torch)
+    assert done.returncode == 0, done.stderr
+    assert "well-formed" in done.stdout
+    done = call("verify", honest(), "--json", env=no_torch)
+    assert json.loads(done.stdout)["result"] == "well-formed"
+    done = call("inspect", honest(), "--json", env=no_torch)
+    rows = {row["operation"]: row for row in json.loads(done.stdout)["operations"]}
+    assert rows["total"]["values"] == sum(r["values"] for name, r in rows.items() if name != "total")
+    assert rows["aten.addmm.default"]["sites"] == 3 * STEPS
+    table = call("inspect", honest(), "--steps", "1:2", env=no_torch)
+    assert "aten.addmm.default" in table.stdout
+    assert_plain(table.stdout)
+    assert call("inspect", honest(), "--steps", "1:99", env=no_torch).returncode == 2
+
+
+# ---- train, audit ---------------------------------------------------------------------------------------------------
+def test_train_audit_and_signed_verdict(job_file: Path, key_file: Path, tmp_path: Path) -> None:
+    out, verdict = tmp_path / "run", tmp_path / "verdict.json"
+    done = call("train", job_file, "--out", out, "--key", key_file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"trained {STEPS} steps: {out}"
+    assert_plain(done.stderr)
+    assert evidence_bytes(out)["transcript.jsonl"] == evidence_bytes(honest())["transcript.jsonl"]
+    before = tree_bytes(out)
+    pinned = ["--job", job_file, "--trainer-key", f"{key_file}.pub"]
+    done = call("audit", out, *pinned, "--verdict", verdict, "--key", key_file, "--profile", "baseline")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("VERIFIED")
+    assert_plain(done.stdout + done.stderr)
+    signed = statement.open_statement(verdict.read_bytes(), KEY.public_key(), VERDICT_PREDICATE)
+    assert signed["predicate"]["result"] == "verified"
+    assert signed["predicate"]["auditor"]["profile"] == "baseline"
+    assert signed["predicate"]["trainerKey"]["pinned"] is True
+    done = call("audit", out, *pinned, "--json", "--sample", "2", "--nonce", "n")
+    found = json.loads(done.stdout)
+    assert (found["result"], found["segments"]["sampled"], done.returncode) == ("verified", 2, 0)
+    assert found["detection"]["0.50"] == "0.750000"
+    inside = call("audit", out, "--verdict", out / "verdict.json", "--key", key_file)
+    assert inside.returncode == 2
+    assert tree_bytes(out) == before
+    again = call("train", job_file, "--out", out, "--key", key_file)
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert tree_bytes(out) == before
+
+
+def test_exit_codes(run: Path, key_file: Path, job_file: Path, tmp_path: Path) -> None:
+    text = job_file.read_text()
+    job_file.write_text(text.replace("seed", "sead") if "seed" in text else text.replace("steps = 6", "steps = 5"))
+    refuted = call("audit", run, "--job", job_file)
+    assert refuted.returncode == 1, refuted.stderr
+    assert refuted.stdout.startswith("REFUTED")
+    for arguments in (
+        ["train", tmp_path / "no.toml", "--out", tmp_path / "x"],
+        ["audit", run, "--steps", "3:1"],
+        ["audit", run, "--steps", "1:2", "--sample", "1"],
+        ["audit", run, "--steps", "a:b"],
+        ["audit", run, "--jobs", "0"],
+        ["audit", run, "--verdict", tmp_path / "v"],
+        ["nonsense"],
+        ["resume", tmp_path],
+    ):
+        done = call(*arguments)
+        assert done.returncode == 2, (arguments, done.stdout, done.stderr)
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+    (run / "transcript.jsonl").unlink()
+    for command in ("verify", "audit", "inspect"):
+        done = call(command, run)
+        assert done.returncode == 3
+        assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_keygen_never_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "a.key"
+    assert call("keygen", path).returncode == 0
+    first = path.read_bytes()
+    assert path.stat().st_mode & 0o077 == 0
+    public = keys.load_public(f"{path}.pub")
+    assert keys.raw_public(public) == keys.raw_public(keys.load_private(path).public_key())
+    assert call("keygen", path).returncode == 2
+    path.unlink()
+    assert call("keygen", path).returncode == 2  # its public half is still there
+    assert not path.exists()
+    assert first
+
+
+def test_doctor_says_where_it_runs() -> None:
+    for name in ("native", "baseline"):
+        done = call("doctor", "--json", "--profile", name)
+        found = json.loads(done.stdout)
+        assert done.returncode == 0
+        assert found["environment"]["profile"] == name
+        assert all(found["arithmetic"].values())
+        assert found["profiles"]["baseline"] in ("DEFAULT", "fails", "NO AVX")
+
+
+def test_the_profile_is_left_for_native(tmp_path: Path) -> None:
+    done = call("doctor", "--json", "--profile", "native", env={"ATEN_CPU_CAPABILITY": "default"})
+    assert json.loads(done.stdout)["environment"]["profile"] == "native"
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_leaves_a_run_to_resume(job_file: Path, key_file: Path, tmp_path: Path) -> None:
+    job_file.write_text(job_file.read_text().replace(f"steps = {STEPS}", "steps = 40"))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "vtrain", "train", str(job_file), "--out", str(out), "--key", str(key_file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
+    while not (out / "checkpoints" / "000004").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "vtrain resume" in stderr
+    assert "Traceback" not in stderr
+    done = call("audit", out)
+    assert done.returncode == 3  # not finished
+    done = call("resume", out, "--key", key_file)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "whole"
+    assert call("train", job_file, "--out", whole, "--key", key_file).returncode == 0
+    assert evidence_bytes(out) == evidence_bytes(whole)
+
+
+@pytest.mark.timeout(200)
+def test_calibrate_prints_a_table_for_the_job(job_file: Path, key_file: Path, tmp_path: Path) -> None:
+    job_file.write_text(job_file.read_text() + '[policy]\ntarget = "bfloat16"\nthreshold = "adaptive"\n')
+    done = call("calibrate", job_file, "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "[policy.calibration]"
+    assert any(line.startswith('"mm:') for line in lines[1:])
+    job_file.write_text(job_file.read_text() + done.stdout)
+    out = tmp_path / "run"
+    assert call("train", job_file, "--out", out, "--key", key_file).returncode == 0
+    leaves = [json.loads(line) for line in (out / "transcript.jsonl").read_text().splitlines()]
+    assert all(not leaf["calibration"] for leaf in leaves if leaf["type"] == "leaf")
+    assert call("audit", out, "--job", job_file, "--profile", "baseline").returncode == 0
