@@ -19,7 +19,7 @@ from vtrain.engine import state
 from vtrain.engine.loop import Loop, Model, Optimizer, StepEnd
 from vtrain.engine.optable import table_digest
 from vtrain.errors import CheckpointError, JobError, UsageError
-from vtrain.job import Job, LoopJob, job_digest, parse_canonical
+from vtrain.job import Job, LoopJob, job_digest
 from vtrain.policy import Policy
 from vtrain.store import canonical
 from vtrain.store.layout import Layout
@@ -129,7 +129,7 @@ class record:
         key = trainer_key(self._key)
         digest = job_digest(data)
         if self._resume:
-            _check_same(Layout(self._path), job, data)
+            _check_same(Layout(self._path), data)
             self._writer = RunWriter(Layout(self._path), data, digest, key)
         else:
             self._writer = create(self._path, data, digest, key)
@@ -178,7 +178,7 @@ class record:
             self._writer.close()
 
 
-def _check_same(layout: Layout, job: LoopJob | Job, data: bytes) -> None:
+def _check_same(layout: Layout, data: bytes) -> None:
     """Refuse to go on with a run under another job.
 
     Raises:
@@ -190,7 +190,6 @@ def _check_same(layout: Layout, job: LoopJob | Job, data: bytes) -> None:
     there = layout.job.read_bytes()
     if there == data:
         return
-    found = parse_canonical(there, canonical.loads(there, where=str(layout.job), floats=True), str(layout.job))
-    theirs, mine = found.model_dump(), job.model_dump()
+    theirs, mine = (canonical.loads(text, where=str(layout.job), floats=True) for text in (there, data))
     differ = [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]
-    raise JobError(f"{layout.root}: was begun as another job: {', '.join(differ) or 'kind'} differ")
+    raise JobError(f"{layout.root}: was begun as another job: {', '.join(differ)} differ")
