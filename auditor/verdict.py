@@ -159,6 +159,7 @@ class Verdict:
             f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})"
         )
         lines += [f"  note            {note}" for note in self.notes]
+        lines.append(f"  not claimed     {'; '.join(NOT_CLAIMED)}")
         return "\n".join(lines)
 
     def _headline(self) -> str:

@@ -70,7 +70,7 @@ class Keeper:
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """Commit to the step; a checkpoint where one is due."""
         calibration: dict[str, str] = {}
-        if self._recorder.calibration is not None and done.step > 0:
+        if self._recorder.calibration is not None:
             seen = self._recorder.calibration.seen()
             calibration = {key: value.hex() for key, value in seen.items()}
             if done.step >= self._policy.calibration_steps:

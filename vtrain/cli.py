@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": ("auditor.cli", "verify", "Check signatures, proofs and formats of a run; needs no torch."),
 }
 INTERRUPTED = 130
+INTERNAL = 70  # sysexits.h: EX_SOFTWARE
 
 
 class _LazyGroup(click.Group):
@@ -78,6 +80,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(INTERRUPTED)
+    except Exception:  # a defect of ours or of the job's program: never to be mistaken for a verdict
+        traceback.print_exc()
+        sys.exit(INTERNAL)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

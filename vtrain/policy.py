@@ -12,6 +12,7 @@ from vtrain.errors import JobError
 from vtrain.rounding.formats import Format, target_in_float32
 from vtrain.rounding.threshold import Threshold, parse_threshold
 
+MOST_SCALAR_ULPS = 4  # numerics §2: what an auditor accepts, whatever a run says
 _DIFFERENCE = re.compile(r"0x[01](\.[0-9a-f]{1,13})?p[-+][0-9]{1,3}")
 
 
@@ -88,9 +89,9 @@ class Policy(Frozen):
             target_in_float32(self.target, self.bits)
         except JobError as error:
             raise ValueError(str(error)) from error
-        for name, low in (("calibration_steps", 1), ("scalar_ulps", 0)):
-            if not low <= getattr(self, name) <= 1_000_000:
-                raise ValueError(f"{name} is {getattr(self, name)}, want {low} or more")
+        for name, low, high in (("calibration_steps", 1, 1_000_000), ("scalar_ulps", 0, MOST_SCALAR_ULPS)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}, want {low} to {high}")
         return self
 
     @property

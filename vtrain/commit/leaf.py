@@ -26,8 +26,9 @@ class Leaf:
         log: SHA-256 of the step's rounding log and host scalars, hex.
         sites: SHA-256 of the step's sequence of sites, hex.
         state: state digest at a checkpoint step, else empty.
-        calibration: adaptive thresholds that apply from the next step on, as C99 hexadecimal floats, by kind; usually
-            empty. Not checked by an audit, which uses certified bounds.
+        calibration: largest differences seen so far, in units of the error scale, as C99 hexadecimal floats, by kind
+            and length; only while adaptive thresholds are being made. Not checked by an audit, which uses certified
+            bounds.
     """
 
     step: int

@@ -16,6 +16,7 @@ from vtrain.rounding.generic import container
 from vtrain.rounding.scale import Scale
 
 F32, F64 = torch.float32, torch.float64
+_NO_OVERFLOW = 2.0**126  # of sums in float32, with room for their roundings
 _DRAWS = 0xFFFFFFFF  # draws of a step are numbered in 32 bits
 
 
@@ -64,6 +65,18 @@ class Engine:
     def product_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """C of products and convolutions whose result has ``dtype``."""
         return getattr(torch, self.format(dtype).product_compute)
+
+    def product_dtype_of(self, terms: float, a: torch.Tensor, b: torch.Tensor, rest: float = 0.0) -> torch.dtype:
+        """C of sums of ``terms`` products of elements of a and b, plus ``rest``: wide enough that no order overflows.
+
+        bfloat16 has float32's range, so that a partial sum may overflow in one order and not in another; then no error
+        bound holds (numerics §3). The choice depends on the operands alone, so both sides make it alike.
+        """
+        c = self.product_dtype(a.dtype)
+        if c is not F32 or self.format(a.dtype).emax < FLOAT32.emax or not a.numel() or not b.numel():
+            return c
+        largest = [max(abs(float(end)) for end in torch.aminmax(x)) for x in (a, b)]
+        return F32 if terms * largest[0] * largest[1] + rest < _NO_OVERFLOW else F64
 
     def refuse(self, why: str) -> NoReturn:
         """Raise for something that this operation can't do."""

@@ -95,13 +95,14 @@ class Loop:
         """
 
         def make() -> None:
-            self.model = model if isinstance(model, torch.nn.Module) else model()
-            if not isinstance(self.model, torch.nn.Module):
+            built = model if isinstance(model, torch.nn.Module) or not callable(model) else model()
+            if not isinstance(built, torch.nn.Module):
                 raise UsageError(
-                    f"model is a {type(self.model).__name__}; want a torch.nn.Module or a function that makes one"
+                    f"model is a {type(built).__name__}; want a torch.nn.Module or a function that makes one"
                 )
+            self.model = built
             made = optimizer
-            if made is not None and not isinstance(made, torch.optim.Optimizer):
+            if made is not None and not isinstance(made, torch.optim.Optimizer) and callable(made):
                 made = made(self.model)
             if made is not None and not isinstance(made, torch.optim.Optimizer):
                 raise UsageError(f"optimizer is a {type(made).__name__}; want a torch.optim.Optimizer")

@@ -102,6 +102,9 @@ def forbid(why: str, names: Iterable[str]) -> None:
 
 
 def table_digest() -> str:
-    """Digest of names, classes and versions: two runs that differ in it may differ in bits."""
-    lines = sorted(f"{e.name} {e.cls.name} {e.version}" for e in TABLE.values())
+    """Digest of names, classes, versions and forms: two runs that differ in it may differ in bits."""
+    lines = sorted(
+        f"{e.name} {e.cls.name} {e.version} {int(e.decomposed)} {int(e.native_when is not None)}"
+        for e in TABLE.values()
+    )
     return "vtrain-optable-v1-sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()

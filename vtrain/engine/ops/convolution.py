@@ -153,7 +153,8 @@ def spread_norms(engine: Engine, grad: Tensor, s: Shape) -> Tensor:
 
 def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: Shape, part: str = "") -> Tensor:
     """y[o] = sum over the patch of weight[o] * x, + bias[o], rounded once: ``(n, o, oh, ow)``."""
-    c = engine.product_dtype(x.dtype)
+    rest = 0.0 if bias is None else float(bias.abs().max())
+    c = engine.product_dtype_of(s.depth, x, weight, rest)
     g = s.groups
     y = engine.workspace.get("y", (s.n, s.o, s.area), c, x.device)
 
@@ -191,7 +192,7 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
 
 def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part: str) -> Tensor:
     """dx = sum over outputs that read x of weight * grad, rounded once: ``(n, c, h, w)``."""
-    c = engine.product_dtype(grad.dtype)
+    c = engine.product_dtype_of(s.o // s.groups * s.kh * s.kw, grad, weight)
     g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
     y = engine.workspace.get("y", (s.n, s.c, s.h, s.w), c, grad.device)
 
@@ -223,7 +224,7 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
 
 def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str) -> Tensor:
     """dw[o, c, ky, kx] = sum over samples and positions of grad[o] * x, rounded once: ``(o, c / groups, kh, kw)``."""
-    c = engine.product_dtype(grad.dtype)
+    c = engine.product_dtype_of(s.n * s.area, grad, x)
     g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
     y = engine.workspace.get("y", (g, og, s.depth), c, grad.device)
 

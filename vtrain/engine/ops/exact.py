@@ -36,7 +36,7 @@ native(
     clamp.default clamp.Tensor clamp_min.default clamp_min.Tensor clamp_max.default clamp_max.Tensor
     abs.default neg.default sign.default sgn.default positive.default
     max.default min.default max.dim min.dim maximum.default minimum.default amax.default amin.default
-    argmax.default argmin.default cummax.default cummin.default
+    argmax.default argmin.default
     eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor gt.Scalar ge.Tensor
     ge.Scalar equal.default isnan.default isinf.default isfinite.default isposinf.default isneginf.default
     logical_and.default logical_or.default logical_not.default logical_xor.default

@@ -50,7 +50,7 @@ def grouped_mm(
     if offs is None:
         return product(engine, a, b)
     ends = offs.tolist()
-    c = engine.product_dtype(a.dtype)
+    c = engine.product_dtype_of(a.shape[-1], a, b)
     wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
     shape = _shape(a, b, len(ends))
 

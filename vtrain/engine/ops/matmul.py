@@ -36,7 +36,8 @@ def product(
         b: ``(k, n)`` or ``(batch, k, n)``.
         bias: broadcastable to the result.
     """
-    c = engine.product_dtype(a.dtype)
+    rest = 0.0 if bias is None or beta == 0 or not bias.numel() else abs(beta) * float(bias.abs().max())
+    c = engine.product_dtype_of(max(1.0, abs(alpha)) * a.shape[-1], a, b, rest)
     wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
     shape = (*a.shape[:-1], b.shape[-1])
     y = engine.workspace.get("y", shape, c, a.device)

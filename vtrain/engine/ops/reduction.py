@@ -16,6 +16,7 @@ from vtrain.rounding.formats import FLOAT32, Format
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
+_MOST_FACTORS = 1000  # 2^-1000 is a normal float64
 
 
 def normal_dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
@@ -206,11 +207,27 @@ def cumsum(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None
     return engine.settle("", y, lambda: scale, engine.format(dtype or x.dtype))
 
 
+def _factors(engine: Engine, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Mantissas in [1/2, 1) and exponents of n factors: products of mantissas stay in range in every order."""
+    if n > _MOST_FACTORS:
+        engine.refuse(f"a product of {n} factors; at most {_MOST_FACTORS} are covered")
+    mantissa, exponent = torch.frexp(x.to(F64))
+    return mantissa, exponent.to(F64)
+
+
+def _joined(mantissa: Tensor, exponent: Tensor) -> Tensor:
+    """mantissa * 2^exponent, in two steps so that neither factor overflows before the product does (8 u in all)."""
+    half = (exponent / 2).floor()
+    return mantissa * torch.exp2(half.clamp(-1000, 1000)) * torch.exp2((exponent - half).clamp(-1000, 1000))
+
+
 @register("cumprod.default", cls=OpClass.VARYING, native_when=_no_floats)
 def cumprod(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Running products along dim in float64: up to n - 1 roundings, each relative."""
     n = x.shape[dim] if x.dim() else 1
-    return engine.function(x.to(F64).cumprod(dim), engine.format(dtype or x.dtype), kappa=sum_kappa(n, "float64"))
+    mantissa, exponent = _factors(engine, x, n)
+    y = _joined(mantissa.cumprod(dim), exponent.cumsum(dim))
+    return engine.function(y, engine.format(dtype or x.dtype), kappa=sum_kappa(n, "float64", 8))
 
 
 @register("_trilinear.default")
@@ -243,8 +260,12 @@ def prod(
 ) -> Tensor:
     """Product over dim in float64: n - 1 roundings, each relative."""
     n = x.numel() if dim is None else x.shape[dim]
-    y = x.to(F64).prod() if dim is None else x.to(F64).prod(dim, keepdim=keepdim)
-    return engine.function(y, engine.format(dtype or x.dtype), kappa=sum_kappa(n, "float64"))
+    mantissa, exponent = _factors(engine, x, n)
+    if dim is None:
+        y = _joined(mantissa.prod(), exponent.sum())
+    else:
+        y = _joined(mantissa.prod(dim, keepdim=keepdim), exponent.sum(dim, keepdim=keepdim))
+    return engine.function(y, engine.format(dtype or x.dtype), kappa=sum_kappa(n, "float64", 8))
 
 
 @register("logsumexp.default", cls=OpClass.COMPOSITE)
