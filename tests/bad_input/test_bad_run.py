@@ -175,7 +175,7 @@ def flippable(run: Path) -> list[str]:
 
 def test_flipped_bits(run: Path, check: Check, request: pytest.FixtureRequest) -> None:
     """Every flipped bit is found, but for one in a checkpoint's notes for resuming."""
-    count = 6 if "audit" in request.node.name else 25
+    count = 4 if "audit" in request.node.name else 12
     for name in flippable(run):
         for bit in bits_of(run / name, count):
             flip(run / name, bit)

@@ -18,6 +18,8 @@ from run_helpers import HERE, KEY, POLICIES, audited, copied, evidence_bytes, fi
 
 from auditor.evidence import open_run
 from trainer.train import resume, train
+from vtrain.commit import keys
+from vtrain.errors import RunExistsError, UsageError
 from vtrain.job import Job
 
 
@@ -51,10 +53,9 @@ def kill_and_resume(run: Path, made: Job, reference: Path, kills: int, seed: int
     assert child(partial(make, run, made)) == 0
     whole = time.perf_counter() - started
     for _ in range(10 * kills):
-        if not (run / "job.json").exists() or (run / "attestation.json").exists():
-            if (run / "attestation.json").exists():
-                same(run, reference)
-            shutil.rmtree(run, ignore_errors=True)  # finished, or killed before there was anything to go on with
+        if (run / "attestation.json").exists():
+            same(run, reference)
+            shutil.rmtree(run)
             if not kills:
                 return
         # Short spans too, so that a kill hits the opening of a run as well as its middle.
@@ -115,8 +116,6 @@ def test_kill_around_every_kind_of_write(tmp_path: Path, name: str, before: bool
         if killed_at(run, name, at, before, made) != 9:
             break  # there are fewer calls
         killed += 1
-        if run.exists() and not (run / "job.json").exists():
-            shutil.rmtree(run)
         assert child(partial(train_or_resume, run, made)) == 0
         same(run, honest())
     assert killed >= 2
@@ -236,4 +235,33 @@ def test_resumed_from_a_damaged_checkpoint(tmp_path: Path) -> None:
     before = evidence_bytes(run)
     with pytest.raises(CheckpointError, match="not the state that its leaf commits to"):
         resume(copied(run, tmp_path / "copy"), HERE, KEY, silent)
+    assert evidence_bytes(run) == before
+
+
+def test_begun_without_a_job(tmp_path: Path) -> None:
+    """Killed before its job was written, a run says nothing: its directory is taken anew, also by another key."""
+    run = tmp_path / "run"
+    for name in ("log.zarr", "checkpoints", "programs"):
+        (run / name).mkdir(parents=True)
+    (run / ".lock").touch()
+    (run / "trainer.pub").write_text(keys.public_text(keys.generate()))
+    (run / "job.json.tmp-1-abcd").write_text("{")
+    with pytest.raises(UsageError, match="no run to resume"):
+        resume(run, HERE, KEY, silent)
+    make(run)
+    same(run, honest())
+
+
+@pytest.mark.parametrize("name", ["transcript.jsonl", "checkpoints", "notes.txt"])
+def test_directory_without_a_job_that_holds_something(run: Path, name: str) -> None:
+    """It is not ours to overwrite."""
+    for entry in run.iterdir():
+        if entry.name == name:
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if not (run / name).exists():
+        (run / name).write_text("mine")
+    before = evidence_bytes(run)
+    with pytest.raises(RunExistsError):
+        make(run)
     assert evidence_bytes(run) == before

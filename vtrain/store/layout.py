@@ -99,21 +99,28 @@ class Layout:
 
 
 def create(root: Path) -> Layout:
-    """Make an empty run directory.
+    """Make an empty run directory, or take one whose writer was stopped before it wrote the job.
 
     Raises:
-        RunExistsError: `root` exists and is not an empty directory.
+        RunExistsError: `root` exists and is neither an empty directory nor such a one.
         StorageError: the disk refuses.
     """
     layout = Layout(root)
     with storage_errors(root):
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and not (root.is_dir() and all(_says_nothing(entry) for entry in root.iterdir())):
             raise RunExistsError(f"{root}: exists and is not an empty directory")
         for directory in (layout.log, layout.checkpoints, layout.programs):
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=True)
     fsync_dir(root)
     fsync_dir(root.absolute().parent)
     return layout
+
+
+def _says_nothing(entry: Path) -> bool:
+    """Whether `entry` can be the beginning of a run that has no job yet."""
+    if entry.name in (".lock", "trainer.pub") or TEMPORARY in entry.name:
+        return entry.is_file()
+    return TOP_LEVEL.get(entry.name, False) and entry.is_dir() and not any(entry.iterdir())
 
 
 class WriterLock:

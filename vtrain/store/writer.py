@@ -57,11 +57,12 @@ class RunWriter:
 
     def _open(self, job: bytes) -> None:
         layout = self.layout
-        if not layout.public_key.exists():
+        begun = layout.job.exists()
+        if not begun or not layout.public_key.exists():
             write_bytes(layout.public_key, keys.public_text(self._key).encode())
         elif keys.raw_public(keys.load_public(layout.public_key)) != keys.raw_public(self._key.public_key()):
             raise KeyFileError(f"{layout.root}: was begun with another key; resume it with that one")
-        if not layout.job.exists():
+        if not begun:
             write_bytes(layout.job, job)  # last: a run without a job has nothing to go on with
         self._tree, self.checkpoint_step, lines = _acknowledged(layout)
         self._drop_after(self.checkpoint_step, lines)
