@@ -18,13 +18,13 @@ from auditor.verdict import Verdict, begin
 from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.backend import environment
-from vtrain.engine.loop import Loop, Model, Optimizer
+from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer
 from vtrain.engine.optable import table_digest
 from vtrain.errors import IncompleteRunError, Refuted, UsageError, VersionError
 from vtrain.job import LoopJob
 
 
-class Replaying:
+class Replaying(OpenRun):
     """A run being replayed; what ``replay`` gives to the body of its ``with``.
 
     Attributes:
@@ -32,38 +32,17 @@ class Replaying:
     """
 
     def __init__(self, loop: Loop, verdict: Verdict) -> None:
-        self._loop, self.verdict = loop, verdict
+        super().__init__(loop)
+        self.verdict = verdict
         self._found: Refuted | None = None
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model."""
-        return self._loop.model
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer, or None."""
-        return self._loop.optimizer
-
-    @property
-    def steps_done(self) -> int:
-        """Number of the last finished step."""
-        return self._loop.steps_done
 
     @contextmanager
     def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
-        """One optimizer step on ``batch``: everything inside must give the bits that the run commits to.
-
-        The first difference ends the ``with replay(...)`` block, without an exception for the caller.
-        """
+        """As ``OpenRun.step``; after a difference in the initialisation it ends the block at once."""
         if self._found is not None:
             raise self._found
         with self._loop.step(batch, indices=indices):
             yield
-
-    def metric(self, **values: torch.Tensor | float | int) -> None:
-        """Numbers of this step, such as the loss, that the trainer committed to; inside a step."""
-        self._loop.metric(**values)
 
 
 class replay:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.keeper import Keeper
 from trainer.keys import trainer_key
 from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
-from vtrain.engine.loop import Loop, Model, Optimizer, StepEnd
+from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer, StepEnd
 from vtrain.engine.optable import table_digest
 from vtrain.errors import CheckpointError, JobError, UsageError
 from vtrain.job import Job, LoopJob, job_digest
@@ -26,46 +24,8 @@ from vtrain.store.layout import Layout
 from vtrain.store.writer import RunWriter, create, last_checkpoint, written_leaves
 
 
-class Recording:
-    """A run being recorded; what ``record`` gives to the body of its ``with``.
-
-    Attributes:
-        model: the model.
-        optimizer: the optimizer, or None.
-        steps_done: number of the last finished step; more than 0 at the start of a resumed run.
-    """
-
-    def __init__(self, loop: Loop, keeper: Keeper, writer: RunWriter) -> None:
-        self._loop, self._keeper, self._writer = loop, keeper, writer
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model."""
-        return self._loop.model
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer, or None."""
-        return self._loop.optimizer
-
-    @property
-    def steps_done(self) -> int:
-        """Number of the last finished step."""
-        return self._loop.steps_done
-
-    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> AbstractContextManager[None]:
-        """One optimizer step on ``batch``, any nest of tensors: everything inside is recorded.
-
-        Raises:
-            BatchError: the batch holds a NaN or something that can't be committed to.
-            StateError: model or optimizer were changed since the last step.
-            UnsupportedOperation: (inside) an operation that the table does not know or forbids.
-        """
-        return self._loop.step(batch, indices=indices)
-
-    def metric(self, **values: torch.Tensor | float | int) -> None:
-        """Commit to numbers of this step, such as the loss; inside a step."""
-        self._loop.metric(**values)
+class Recording(OpenRun):
+    """A run being recorded; what ``record`` gives to the body of its ``with``."""
 
 
 class record:
@@ -152,7 +112,7 @@ class record:
         self._loop.initialise(self._model, self._optimizer, count=not resuming)
         if resuming:
             self._restore(writer.checkpoint_step)
-        return Recording(self._loop, self._keeper, writer)
+        return Recording(self._loop)
 
     def _restore(self, step: int) -> None:
         layout = self._writer.layout

@@ -178,6 +178,46 @@ class Loop:
         self.resume_at(number)
 
 
+class OpenRun:
+    """What the body of ``with record(...)`` or ``with replay(...)`` gets: one loop serves both."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model."""
+        return self._loop.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer, or None."""
+        return self._loop.optimizer
+
+    @property
+    def steps_done(self) -> int:
+        """Number of the last finished step; more than 0 at the start of a resumed run."""
+        return self._loop.steps_done
+
+    def step(
+        self, batch: Any = None, *, indices: Sequence[int] | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """One optimizer step on ``batch``, any nest of tensors: everything inside is recorded, or replayed.
+
+        A difference found in a replay ends the ``with replay(...)`` block, without an exception for the caller.
+
+        Raises:
+            BatchError: the batch holds a NaN or something that can't be committed to.
+            StateError: model or optimizer were changed since the last step.
+            UnsupportedOperation: (inside) an operation that the table does not know or forbids.
+        """
+        return self._loop.step(batch, indices=indices)
+
+    def metric(self, **values: torch.Tensor | float | int) -> None:
+        """Commit to numbers of this step, such as the loss, which an auditor must get too; inside a step."""
+        self._loop.metric(**values)
+
+
 def _index_digest(indices: Sequence[int]) -> str:
     """Digest of sample indices as one int64 array."""
     return batch_digests(torch.tensor([int(i) for i in indices], dtype=torch.int64))[""]
