@@ -1,4 +1,4 @@
-"""The command line: exit codes, where output goes, machine-readable output, signals, and what works without torch."""
+"""The command line in processes of its own: without torch, under profiles, interrupted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from run_helpers import HERE, KEY, STEPS, evidence_bytes, honest, tree_bytes, values
+from run_helpers import HERE, KEY, STEPS, evidence_bytes, honest, values
 
-from auditor.verdict import VERDICT_PREDICATE
 from vtrain.cli import COMMANDS
-from vtrain.commit import keys, statement
+from vtrain.commit import keys
 
 # Any import of torch fails in a process that has this first on its path.
 NO_TORCH = "raise ImportError('torch must not be needed here')\n"
@@ -86,79 +85,7 @@ def test_verify_and_inspect_without_torch(no_torch: dict[str, str], key_file: Pa
     assert call("inspect", honest(), "--steps", "1:99", env=no_torch).returncode == 2
 
 
-# ---- train, audit ---------------------------------------------------------------------------------------------------
-def test_train_audit_and_signed_verdict(job_file: Path, key_file: Path, tmp_path: Path) -> None:
-    out, verdict = tmp_path / "run", tmp_path / "verdict.json"
-    done = call("train", job_file, "--out", out, "--key", key_file)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"trained {STEPS} steps: {out}"
-    assert_plain(done.stderr)
-    assert evidence_bytes(out)["transcript.jsonl"] == evidence_bytes(honest())["transcript.jsonl"]
-    before = tree_bytes(out)
-    pinned = ["--job", job_file, "--trainer-key", f"{key_file}.pub"]
-    done = call("audit", out, *pinned, "--verdict", verdict, "--key", key_file, "--profile", "baseline")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("VERIFIED")
-    assert_plain(done.stdout + done.stderr)
-    signed = statement.open_statement(verdict.read_bytes(), KEY.public_key(), VERDICT_PREDICATE)
-    assert signed["predicate"]["result"] == "verified"
-    assert signed["predicate"]["auditor"]["profile"] == "baseline"
-    assert signed["predicate"]["trainerKey"]["pinned"] is True
-    done = call("audit", out, *pinned, "--json", "--sample", "2", "--nonce", "n")
-    found = json.loads(done.stdout)
-    assert (found["result"], found["segments"]["sampled"], done.returncode) == ("verified", 2, 0)
-    assert found["detection"]["0.50"] == "0.750000"
-    inside = call("audit", out, "--verdict", out / "verdict.json", "--key", key_file)
-    assert inside.returncode == 2
-    assert tree_bytes(out) == before
-    again = call("train", job_file, "--out", out, "--key", key_file)
-    assert again.returncode == 2
-    assert "exists" in again.stderr
-    assert tree_bytes(out) == before
-
-
-def test_exit_codes(run: Path, key_file: Path, job_file: Path, tmp_path: Path) -> None:
-    text = job_file.read_text()
-    job_file.write_text(text.replace("seed", "sead") if "seed" in text else text.replace("steps = 6", "steps = 5"))
-    refuted = call("audit", run, "--job", job_file)
-    assert refuted.returncode == 1, refuted.stderr
-    assert refuted.stdout.startswith("REFUTED")
-    for arguments in (
-        ["train", tmp_path / "no.toml", "--out", tmp_path / "x"],
-        ["audit", run, "--steps", "3:1"],
-        ["audit", run, "--steps", "1:2", "--sample", "1"],
-        ["audit", run, "--steps", "a:b"],
-        ["audit", run, "--jobs", "0"],
-        ["audit", run, "--verdict", tmp_path / "v"],
-        ["nonsense"],
-        ["resume", tmp_path],
-    ):
-        done = call(*arguments)
-        assert done.returncode == 2, (arguments, done.stdout, done.stderr)
-        assert done.stdout == ""
-        assert "Traceback" not in done.stderr
-    (run / "transcript.jsonl").unlink()
-    for command in ("verify", "audit", "inspect"):
-        done = call(command, run)
-        assert done.returncode == 3
-        assert done.stderr.startswith("error: ")
-    assert not (tmp_path / "x").exists()
-
-
-def test_keygen_never_overwrites(tmp_path: Path) -> None:
-    path = tmp_path / "a.key"
-    assert call("keygen", path).returncode == 0
-    first = path.read_bytes()
-    assert path.stat().st_mode & 0o077 == 0
-    public = keys.load_public(f"{path}.pub")
-    assert keys.raw_public(public) == keys.raw_public(keys.load_private(path).public_key())
-    assert call("keygen", path).returncode == 2
-    path.unlink()
-    assert call("keygen", path).returncode == 2  # its public half is still there
-    assert not path.exists()
-    assert first
-
-
+# ---- processes ---------------------------------------------------------------------------------------------------
 def test_doctor_says_where_it_runs() -> None:
     for name in ("native", "baseline"):
         done = call("doctor", "--json", "--profile", name)
