@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from run_helpers import KEY, copied, finding, forging, tree_bytes
 
 from auditor import replay
+from auditor.evidence import open_run
 from auditor.verdict import Verdict
 from auditor.verify import verify
 from trainer import record
@@ -226,3 +228,29 @@ def test_forged_checkpoint(recorded: Path, tmp_path: Path, step: int) -> None:
     verify(forged, KEY.public_key(), lambda at, last: None)
     verdict = replayed(forged, Plan())
     assert finding(verdict) == (step, "state") and "model/0.bias" in verdict.detail
+
+
+def test_recorded_scalar_is_the_one_that_counts(tmp_path: Path) -> None:
+    """Another C library gave the trainer a factor one unit higher, and that decides its rounding to float32."""
+    tie = 1.0 + 2.0**-24
+
+    def body(run: Any, factor: float) -> None:
+        with run.step({}):
+            run.model.bias.data.mul_(factor)
+            run.metric(bias=run.model.bias[0].detach())
+
+    def model() -> torch.nn.Module:
+        made = torch.nn.Linear(2, 1)
+        torch.nn.init.ones_(made.bias)
+        return made
+
+    higher, path = math.nextafter(tie, 2.0), tmp_path / "run"
+    with record(path, model=model, key=KEY) as run:
+        body(run, higher)
+    assert open_run(path).leaves[1].metrics == {"bias": "F32:3f800001"}
+    with replay(path, model=model) as run:
+        body(run, tie)
+    assert finding(run.verdict) == (None, "")
+    with replay(path, model=model) as run:
+        body(run, tie - 1e-12)
+    assert finding(run.verdict) == (1, "scalars")

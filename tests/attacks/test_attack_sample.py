@@ -12,7 +12,7 @@ from auditor.audit import Segment, chosen, sample, segments
 from auditor.evidence import open_run
 from auditor.verdict import SHARES, detection
 from vtrain.demo.forger import one_ulp
-from vtrain.errors import UsageError
+from vtrain.errors import Refuted, UsageError
 from vtrain.random import StreamKey, permutation
 
 
@@ -143,3 +143,12 @@ def test_processes_give_the_same_verdict(run: Path) -> None:
         forger.change_checkpoint(4, lambda files: files["model"].update({"1.bias": one_ulp(files["model"]["1.bias"])}))
         forger.leaves[6]["metrics"] = {}
     assert finding(audited(run, jobs=2)) == finding(audited(run)) == (4, "state")
+
+
+def test_the_earliest_difference_stands() -> None:
+    """Whatever the order in which segments are finished."""
+    steps = {5: "loss", 2: "state", 4: "log"}
+    verdict = audited(honest())
+    for step, what in steps.items():
+        verdict.refute(Refuted(step, what, "found"))
+    assert finding(verdict) == (2, "state") and verdict.violations == 0

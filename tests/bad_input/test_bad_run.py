@@ -501,3 +501,13 @@ def test_runs_mixed(run: Path, check: Check) -> None:
 
 def test_policy_fixture_is_certified() -> None:
     assert job(policy=CERTIFIED16).policy.threshold == "certified"
+
+
+def test_log_of_another_step(run16: Path, check: Check) -> None:
+    """Well-formed, and not what the leaf commits to."""
+    with forging(run16) as forger:
+        committed = forger.leaves[3]["log"]
+        forger.change_log(3, lambda log: log_of(entries_of(log)[1:], log.scalars))
+        assert forger.leaves[3]["log"] != committed
+        forger.leaves[3]["log"] = committed
+    refuses(check, run16, LogError, "step 3: the rounding log is not what the leaf commits to")
