@@ -154,6 +154,14 @@ def test_transcript_lines_swapped(run: Path, check: Check, other: int) -> None:
     refuses(check, run, TranscriptError)
 
 
+@pytest.mark.parametrize("earlier", [1, 4, 7])
+def test_head_said_again(run: Path, check: Check, earlier: int) -> None:
+    """An earlier head after later leaves: genuine, consistent, and not what the trainer wrote there."""
+    text = (run / "transcript.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "transcript.jsonl").write_bytes(b"".join([*text, text[earlier]]))
+    refuses(check, run, TranscriptError, "after 7 leaves")
+
+
 def bits_of(path: Path, count: int) -> list[int]:
     """The first and last bits of a file, and some between; the same at every call."""
     total = 8 * path.stat().st_size
@@ -296,6 +304,13 @@ def test_impossible_job_signed_correctly(run: Path, check: Check, change: Any, t
     with forging(run) as forger:
         forger.change_job(change)
     refuses(check, run, MalformedRunError, text)
+
+
+def test_job_with_its_defaults_left_out(run: Path, check: Check) -> None:
+    """Canonical JSON, and not the one text of this job."""
+    with forging(run) as forger:
+        forger.change_job(lambda j: j["train"].pop("accumulate"))
+    refuses(check, run, MalformedRunError, "not the canonical bytes of a job")
 
 
 def test_job_that_is_not_canonical(run: Path, check: Check) -> None:

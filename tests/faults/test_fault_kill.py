@@ -223,6 +223,14 @@ def test_metrics_have_each_step_once(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == list(range(7))
 
 
+def test_resumed_where_the_last_checkpoint_is_lost(tmp_path: Path) -> None:
+    """A head without its checkpoint acknowledges nothing: the one before is gone on from."""
+    run = interrupted(tmp_path / "run", job(), 5)
+    shutil.rmtree(run / "checkpoints" / "000004")
+    resume(run, HERE, KEY, silent)
+    same(run, honest())
+
+
 def test_resumed_from_a_damaged_checkpoint(tmp_path: Path) -> None:
     """Not trained on: the trainer's own disk is checked too."""
     from vtrain.errors import CheckpointError
