@@ -395,7 +395,7 @@ def test_audit_under_a_profile(public_file: Path) -> None:
 def test_terminated_training(tmp_path: Path, key_file: Path, vtrain_: Call) -> None:
     """As by Ctrl-C: the exit code says so, and the run can be resumed."""
     job_file, run = tmp_path / "job.toml", tmp_path / "run"
-    job_file.write_text(toml(values(train={"steps": 200, "checkpoint_every": 2})))
+    job_file.write_text(toml(values(train={"steps": 100, "checkpoint_every": 2})))
     command = [sys.executable, "-m", "vtrain", "train", str(job_file), "--out", str(run), "--key", str(key_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as trainer:
         deadline = time.monotonic() + 60
