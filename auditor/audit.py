@@ -99,11 +99,13 @@ def sample(all_segments: Sequence[Segment], count: int, note: str, nonce: str) -
 class _Bench:
     """One process's task and evidence, kept between segments."""
 
-    def __init__(self, run: Path, directory: Path, key: Ed25519PublicKey | None) -> None:
-        self.evidence = open_run(run, key)
-        job = self.evidence.job
+    def __init__(self, evidence: Evidence, directory: Path) -> None:
+        self.evidence = evidence
+        job = evidence.job
         if not isinstance(job, Job):
-            raise UsageError(f"{run}: was recorded around a loop; replay it there, with auditor.replay(...)")
+            raise UsageError(
+                f"{evidence.layout.root}: was recorded around a loop; replay it there, with auditor.replay(...)"
+            )
         check_table(job.optable)
         self.job = job
         self.task = Task(job, directory)
@@ -148,7 +150,7 @@ def _start_worker(run: Path, directory: Path, key_pem: str | None, threads: int)
     from vtrain.commit import keys
 
     torch.set_num_threads(threads)
-    _bench = _Bench(run, directory, None if key_pem is None else keys.load_public(key_pem))
+    _bench = _Bench(open_run(run, None if key_pem is None else keys.load_public(key_pem)), directory)
 
 
 def _work(segment: Segment) -> Found:
@@ -204,7 +206,7 @@ def audit(request: Request, on_step: Callable[[int], None], on_plan: Callable[[i
     plan = _plan(request, evidence, verdict)
     on_plan(sum(s.last - s.start for s in plan))
     done: list[Found] = []
-    bench = _Bench(request.run, request.directory, request.key)
+    bench = _Bench(evidence, request.directory)
     check_data(bench.task)
     if request.jobs == 1:
         for segment in plan:

@@ -67,10 +67,11 @@ def verify(path: Path, key: Ed25519PublicKey | None, on_step: Callable[[int, int
 
 
 def _programs(evidence: Evidence) -> int:
-    for leaf in evidence.leaves:
-        for site in evidence.sites(leaf.step):
+    distinct = {leaf.sites: leaf.step for leaf in evidence.leaves}
+    for step in distinct.values():
+        for site in evidence.sites(step):
             numel(site)
-    return len({leaf.sites for leaf in evidence.leaves})
+    return len(distinct)
 
 
 def _logs(evidence: Evidence, on_step: Callable[[int, int], None]) -> int:

@@ -15,11 +15,12 @@ from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import StepEnd
+from vtrain.engine.loop import Loop, StepEnd
+from vtrain.errors import CheckpointError
 from vtrain.policy import Policy
 from vtrain.store.logformat import step_digest
 from vtrain.store.steplog import StepLog
-from vtrain.store.writer import RunWriter
+from vtrain.store.writer import RunWriter, last_checkpoint, written_leaves
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,26 @@ class Keeper:
             self._recorder.calibration = Calibration(differences)
             if leaves and leaves[-1].step >= self._policy.calibration_steps:
                 self._recorder.calibrated(differences)
+
+    def go_on(self, loop: Loop, extra: Mapping[str, Any]) -> None:
+        """Put the last acknowledged checkpoint into ``loop`` and take up where it left off.
+
+        Args:
+            loop: initialised, not counted.
+            extra: objects with ``load_state_dict``, by the names under which ``meta`` kept them.
+
+        Raises:
+            CheckpointError: it does not fit, or is not the state that its leaf commits to.
+        """
+        writer = self._writer
+        step, leaves = writer.checkpoint_step, written_leaves(writer.layout)
+        files, meta = last_checkpoint(writer.layout, step)
+        state.restore(files, loop.model, loop.optimizer)
+        state.restore_meta(meta, loop.optimizer, extra)
+        if state.digest(loop.files()).text != leaves[-1].state:
+            raise CheckpointError(f"{writer.layout.checkpoint(step)}: not the state that its leaf commits to")
+        self.resume(leaves)
+        loop.resume_at(step)
 
     def _flush(self, files: Callable[[], state.Files] | None) -> None:
         pending, self._pending = self._pending, None

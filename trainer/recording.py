@@ -12,16 +12,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.keeper import Keeper
 from trainer.keys import trainer_key
-from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
 from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer, StepEnd
 from vtrain.engine.optable import table_digest
-from vtrain.errors import CheckpointError, JobError, UsageError
+from vtrain.errors import JobError, UsageError
 from vtrain.job import Job, LoopJob, job_digest
 from vtrain.policy import Policy
 from vtrain.store import canonical
 from vtrain.store.layout import Layout
-from vtrain.store.writer import RunWriter, create, last_checkpoint, written_leaves
+from vtrain.store.writer import RunWriter, create
 
 
 class Recording(OpenRun):
@@ -111,19 +110,8 @@ class record:
         resuming = writer.checkpoint_step >= 0
         self._loop.initialise(self._model, self._optimizer, count=not resuming)
         if resuming:
-            self._restore(writer.checkpoint_step)
+            self._keeper.go_on(self._loop, self._extra)
         return Recording(self._loop)
-
-    def _restore(self, step: int) -> None:
-        layout = self._writer.layout
-        files, meta = last_checkpoint(layout, step)
-        state.restore(files, self._loop.model, self._loop.optimizer)
-        state.restore_meta(meta, self._loop.optimizer, self._extra)
-        leaves: list[Leaf] = written_leaves(layout)
-        if state.digest(self._loop.files()).text != leaves[-1].state:
-            raise CheckpointError(f"{layout.checkpoint(step)}: not the state that its leaf commits to")
-        self._keeper.resume(leaves)
-        self._loop.resume_at(step)
 
     def _meta(self) -> dict[str, Any]:
         return state.meta(self._loop.optimizer, self._extra)

@@ -11,11 +11,11 @@ from trainer.keeper import Keeper
 from vtrain.engine import state
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
-from vtrain.errors import CheckpointError, UsageError
+from vtrain.errors import UsageError
 from vtrain.job import MAX_BYTES, Job, job_digest, parse_canonical
 from vtrain.store import canonical
 from vtrain.store.layout import Layout, safe_open
-from vtrain.store.writer import RunWriter, create, last_checkpoint, written_leaves
+from vtrain.store.writer import RunWriter, create
 
 OnStep = Callable[[StepEnd], None]
 
@@ -79,13 +79,7 @@ def _run(task: Task, writer: RunWriter, on_step: OnStep) -> None:
         begun = writer.checkpoint_step
         loop.initialise(task.model, task.optimizer, count=begun < 0)
         if begun >= 0:
-            files, _ = last_checkpoint(writer.layout, begun)
-            state.restore(files, loop.model, loop.optimizer)
-            leaves = written_leaves(writer.layout)
-            if state.digest(loop.files()).text != leaves[-1].state:
-                raise CheckpointError(f"{writer.layout.checkpoint(begun)}: not the state that its leaf commits to")
-            keeper.resume(leaves)
-            loop.resume_at(begun)
+            keeper.go_on(loop, {})
         for step in range(loop.steps_done + 1, job.train.steps + 1):
             task.run_step(loop, step)
         keeper.finish(loop.files)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vtrain.commit import heads, keys, merkle, statement
@@ -53,7 +54,7 @@ class Forger:
         """Rewrite the job."""
         job = json.loads(self.layout.job.read_bytes())
         change(job)
-        self.layout.job.write_bytes(canonical_floats(job))
+        self.layout.job.write_bytes(rfc8785.dumps(job))
 
     def change_checkpoint(self, step: int, change: Callable[[Files], None]) -> None:
         """Rewrite a checkpoint's tensors, and the state digest of its leaf."""
@@ -95,13 +96,6 @@ class Forger:
         predicate = {**self._predicate, "job": heads.job_text(digest), "steps": last, "head": note}
         made = statement.make_statement(name, file_digest(self.layout.root / name), RUN_PREDICATE, predicate)
         self.layout.attestation.write_bytes(statement.sign_statement(made, self._key))
-
-
-def canonical_floats(value: dict[str, Any]) -> bytes:
-    """RFC 8785 text of a job."""
-    import rfc8785
-
-    return rfc8785.dumps(value)
 
 
 def one_ulp(tensor: TensorBytes, index: int = 0) -> TensorBytes:

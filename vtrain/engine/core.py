@@ -20,6 +20,11 @@ _NO_OVERFLOW = 2.0**126  # of sums in float32, with room for their roundings
 _DRAWS = 0xFFFFFFFF  # draws of a step are numbered in 32 bits
 
 
+def over(x: torch.Tensor, divisor: float) -> torch.Tensor:
+    """x / divisor as a division by a tensor: a scalar divisor may become a multiplication (numerics §2)."""
+    return torch.div(x, torch.full((), divisor, dtype=x.dtype, device=x.device))
+
+
 class Engine:
     """State of one run's execution, shared by all handlers.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vtrain.engine.core import F32, Engine
+from vtrain.engine.core import F32, Engine, over
 from vtrain.engine.ops.functions import settle_function
 from vtrain.engine.ops.reduction import mean_square, moments, product_sum, settled_sum
 from vtrain.engine.optable import register
@@ -19,11 +19,6 @@ Maybe = Tensor | None
 def inverse_std(engine: Engine, variance: Tensor, eps: float) -> Tensor:
     """1 / sqrt(var + eps)."""
     return settle_function(engine, torch.rsqrt, torch.add(variance, eps), part="rsqrt")
-
-
-def _over(x: Tensor, count: int) -> Tensor:
-    """x / count as a division by a tensor (a scalar divisor may become a multiplication)."""
-    return torch.div(x, torch.full((), float(count), device=x.device))
 
 
 @register("native_layer_norm.default")
@@ -210,8 +205,8 @@ def batch_norm_backward(
     gain = invstd if weight is None else torch.mul(invstd, engine.lift(weight))
     if not training:
         return engine.finish(torch.mul(g, _channels(gain, x)), x.dtype), dw, db
-    slope = _over(torch.mul(torch.mul(dot, invstd), invstd), n)
-    dx = torch.sub(g, _channels(_over(total, n), x)).sub_(c.mul_(_channels(slope, x))).mul_(_channels(gain, x))
+    slope = over(torch.mul(torch.mul(dot, invstd), invstd), n)
+    dx = torch.sub(g, _channels(over(total, n), x)).sub_(c.mul_(_channels(slope, x))).mul_(_channels(gain, x))
     return engine.finish(dx, x.dtype), dw, db
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from vtrain.engine.core import Engine
+from vtrain.engine.core import Engine, over
 from vtrain.engine.ops.functions import exp32, settle_function
 from vtrain.engine.optable import register
 
@@ -22,11 +22,6 @@ def _sigmoid(engine: Engine, x: Tensor) -> Tensor:
 
 def _tanh(engine: Engine, x: Tensor) -> Tensor:
     return settle_function(engine, torch.tanh, x, part="tanh")
-
-
-def _over(x: Tensor, divisor: float) -> Tensor:
-    """x / divisor as a division by a tensor (a scalar divisor may become a multiplication)."""
-    return torch.div(x, torch.full((), divisor, dtype=x.dtype, device=x.device))
 
 
 def unary(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -111,25 +106,25 @@ def silu_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
 @unary("hardsigmoid")
 def hardsigmoid(engine: Engine, x: Tensor) -> Tensor:
     """clamp(x + 3, 0, 6) / 6."""
-    return _over(torch.add(x, 3.0).clamp_(0.0, 6.0), 6.0)
+    return over(torch.add(x, 3.0).clamp_(0.0, 6.0), 6.0)
 
 
 @binary("hardsigmoid_backward")
 def hardsigmoid_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
     """grad / 6 where -3 < x < 3."""
-    return _over(grad, 6.0).masked_fill_((x <= -3) | (x >= 3), 0.0)
+    return over(grad, 6.0).masked_fill_((x <= -3) | (x >= 3), 0.0)
 
 
 @unary("hardswish")
 def hardswish(engine: Engine, x: Tensor) -> Tensor:
     """x * clamp(x + 3, 0, 6) / 6."""
-    return _over(torch.add(x, 3.0).clamp_(0.0, 6.0).mul_(x), 6.0)
+    return over(torch.add(x, 3.0).clamp_(0.0, 6.0).mul_(x), 6.0)
 
 
 @binary("hardswish_backward")
 def hardswish_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
     """0 below -3, grad above 3, grad * (x / 3 + 1/2) between."""
-    inside = _over(x, 3.0).add_(0.5).mul_(grad)
+    inside = over(x, 3.0).add_(0.5).mul_(grad)
     return torch.where(x < -3, torch.zeros((), device=x.device), torch.where(x <= 3, inside, grad))
 
 
@@ -170,7 +165,7 @@ def softplus(engine: Engine, x: Tensor, beta: float = 1, threshold: float = 20) 
     """log1p(exp(beta * x)) / beta, x where beta * x is above the threshold."""
     z = torch.mul(x, beta)
     soft = settle_function(engine, torch.log1p, exp32(engine, z, "exp"), part="log1p")
-    return torch.where(z > threshold, x, _over(soft, beta))
+    return torch.where(z > threshold, x, over(soft, beta))
 
 
 @binary("softplus_backward")

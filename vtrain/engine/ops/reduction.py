@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from vtrain import kernels
-from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.core import F32, F64, Engine, over
 from vtrain.engine.ops.functions import exp32, log32, power, settle_function
 from vtrain.engine.optable import OpClass, register
 from vtrain.rounding.bounds import sum_kappa
@@ -63,7 +63,7 @@ def settled_sum(
     y, s = sum_and_scale(x, dims)
     if divisor != 1.0:
         # by a tensor: an IEEE division on every device, so that an exact sum stays exact
-        y, s = torch.div(y, torch.full((), divisor, dtype=F64, device=y.device)), s / abs(divisor)
+        y, s = over(y, divisor), s / abs(divisor)
     kappa = sum_kappa(n, "float64", 2)
     return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), full=s.contiguous()), fmt)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from vtrain.engine.core import Engine
+from vtrain.engine.core import Engine, over
 from vtrain.engine.ops.functions import exp32, log32, settle_function
 from vtrain.engine.ops.reduction import settled_sum
 from vtrain.engine.optable import register
@@ -135,7 +135,7 @@ def _reduce(engine: Engine, losses: Tensor, reduction: int, dtype: torch.dtype) 
 
 
 def _share(grad: Tensor, count: int, reduction: int) -> Tensor:
-    return torch.div(grad, torch.full((), float(count), device=grad.device)) if reduction == 1 else grad
+    return over(grad, count) if reduction == 1 else grad
 
 
 @register("mse_loss.default")
@@ -156,7 +156,7 @@ def mse_loss_backward(engine: Engine, grad: Tensor, x: Tensor, target: Tensor, r
 def smooth_l1_loss(engine: Engine, x: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
     """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2."""
     d = torch.sub(engine.lift(x), engine.lift(target)).abs_()
-    near = torch.mul(torch.mul(d, d), 0.5).div_(torch.full((), max(beta, 1e-45), device=d.device))
+    near = over(torch.mul(torch.mul(d, d), 0.5), max(beta, 1e-45))
     return _reduce(engine, torch.where(d < beta, near, torch.sub(d, 0.5 * beta)), reduction, x.dtype)
 
 
@@ -166,7 +166,7 @@ def smooth_l1_loss_backward(
 ) -> Tensor:
     """grad * clamp(d / beta, -1, 1)."""
     d = torch.sub(engine.lift(x), engine.lift(target))
-    slope = torch.where(d.abs() < beta, torch.div(d, torch.full((), max(beta, 1e-45), device=d.device)), d.sign())
+    slope = torch.where(d.abs() < beta, over(d, max(beta, 1e-45)), d.sign())
     return engine.finish(slope.mul_(_share(engine.lift(grad), x.numel(), reduction)), x.dtype)
 
 
