@@ -131,7 +131,7 @@ def verify(run: Path, trainer_key: Path | None, as_json: bool) -> None:
 @_key
 @_json
 def inspect(run: Path, steps: str | None, trainer_key: Path | None, as_json: bool) -> None:
-    """Show what RUN logged, per operation.
+    """Show which operations of RUN were canonical, and what the others logged.
 
     \b
     Example:
@@ -149,12 +149,13 @@ def inspect(run: Path, steps: str | None, trainer_key: Path | None, as_json: boo
         print_json({"steps": [first, last], "operations": to_json(rows)})
         return
     click.echo(f"steps {first} to {last}; bytes before compression")
-    titles: list[tuple[str, bool]] = [("operation", False)]
+    titles: list[tuple[str, bool]] = [("operation", False), ("kind", False)]
     titles += [(t, True) for t in ("results", "values", "decisions", "share", "whole", "ternary", "bytes")]
     print_table(titles, [_row(r) for r in rows])
 
 
 def _row(r: Any) -> list[str]:
     share = f"{r.entries / r.values:.3%}" if r.values else "-"
-    return [r.operation, *(f"{n:,}" for n in (r.sites, r.values, r.entries)), share,
+    kind = "canonical" if r.canonical else "logged"
+    return [r.operation, kind, *(f"{n:,}" for n in (r.sites, r.values, r.entries)), share,
             *(f"{n:,}" for n in (r.wide, r.ternary, r.bytes))]  # fmt: skip

@@ -163,8 +163,16 @@ class Evidence:
         """Bytes that the log of a segment can have at most, from the sizes of its sites."""
         first = max((s for s in self.checkpoints if s < last), default=-1) + 1
         distinct = {self.leaves[s].sites: s for s in range(first, last + 1)}.values()
-        per_step = max(sum(_BYTES_AN_ELEMENT * numel(site) + 48 for site in self.sites(s)) for s in distinct)
+        per_step = max(
+            sum(_BYTES_AN_ELEMENT * numel(site) + 48 for site in self.sites(s) if not is_canonical(site))
+            for s in distinct
+        )
         return (last - first + 1) * (per_step + 8 * _MAX_SCALARS)
+
+
+def is_canonical(site: str) -> bool:
+    """Whether a site's result has one defined order of arithmetic, and so no log."""
+    return site.split(" ")[1:2] == ["canonical"]
 
 
 def numel(site: str) -> int:

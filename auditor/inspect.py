@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from auditor.evidence import Evidence, numel
+from auditor.evidence import Evidence, is_canonical, numel
 from vtrain.store.logformat import TERNARY
 
 
@@ -15,8 +15,9 @@ class Row:
 
     Attributes:
         operation: its name, and what part of it.
-        sites: settled results.
-        values: values settled.
+        canonical: whether its results have one defined order of arithmetic, so that nothing is settled or logged.
+        sites: results.
+        values: their elements.
         entries: decisions logged.
         wide: those of them whose whole value is logged.
         ternary: results in the ternary encoding.
@@ -24,6 +25,7 @@ class Row:
     """
 
     operation: str
+    canonical: bool = False
     sites: int = 0
     values: int = 0
     entries: int = 0
@@ -33,30 +35,31 @@ class Row:
 
 
 def table(evidence: Evidence, steps: list[int]) -> list[Row]:
-    """Rows by operation, most bytes first, with a last row ``total``.
+    """Rows by operation, logged ones first, most bytes first; the last two rows are the totals.
 
     Raises:
         MalformedRunError: what the run holds there is not what it commits to.
     """
-    rows: dict[str, Row] = {}
-    total = Row("total")
+    rows: dict[tuple[str, bool], Row] = {}
+    total, fixed = Row("total logged"), Row("total canonical", canonical=True)
     for step in steps:
         sites, log = evidence.sites(step), evidence.log(step)
         for site in sites:
-            row = rows.setdefault(_operation(site), Row(_operation(site)))
-            for r in (row, total):
+            name, kind = _operation(site), is_canonical(site)
+            row = rows.setdefault((name, kind), Row(name, kind))
+            for r in (row, fixed if kind else total):
                 r.sites += 1
                 r.values += numel(site)
         for seq, count, encoding, narrow, wide, gap_bytes in log.sites.tolist():
             name = _operation(sites[seq]) if seq < len(sites) else "beyond the step's sites"
-            row = rows.setdefault(name, Row(name))
+            row = rows.setdefault((name, False), Row(name))
             codes = (count + 4) // 5 if encoding == TERNARY else (narrow + 3) // 4
             for r in (row, total):
                 r.entries += narrow + wide
                 r.wide += wide
                 r.ternary += int(encoding == TERNARY)
                 r.bytes += 48 + gap_bytes + codes + 4 * wide
-    return [*sorted(rows.values(), key=lambda r: (-r.bytes, -r.values)), total]
+    return [*sorted(rows.values(), key=lambda r: (r.canonical, -r.bytes, -r.values)), fixed, total]
 
 
 def _operation(site: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ class Counts:
     Attributes:
         steps: steps replayed, the initialisation among them.
         settled: values settled.
+        canonical: values of canonical operations, which need no log.
         entries: decisions in the log.
         corrections: decisions that departed from the auditor's own rounding.
     """
 
     steps: int = 0
     settled: int = 0
+    canonical: int = 0
     entries: int = 0
     corrections: int = 0
 
@@ -41,6 +44,7 @@ class Counts:
         """Take in another part's counts."""
         self.steps += other.steps
         self.settled += other.settled
+        self.canonical += other.canonical
         self.entries += other.entries
         self.corrections += other.corrections
 
@@ -133,9 +137,7 @@ class Replayer:
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Round y; where the log has entries, take them if they lie within the certified bound."""
-        wanted = self._sites[site.seq] if site.seq < len(self._sites) else "no more results"
-        if wanted != str(site):
-            raise Refuted(site.step, "sites", f"result {site.seq}: {wanted} in the run, {site} here")
+        self._same_site(site)
         self.counts.settled += y.numel()
         out, found, entries = self._decisions.settle(site, y, scale)
         if found is not None:
@@ -144,6 +146,16 @@ class Replayer:
             self.counts.entries += entries
             self.counts.corrections += found.corrections
         return out
+
+    def canonical(self, site: Site) -> None:
+        """Compare the site: with the same sites and the same inputs, the bits are the same."""
+        self._same_site(site)
+        self.counts.canonical += math.prod(site.shape)
+
+    def _same_site(self, site: Site) -> None:
+        wanted = self._sites[site.seq] if site.seq < len(self._sites) else "no more results"
+        if wanted != str(site):
+            raise Refuted(site.step, "sites", f"result {site.seq}: {wanted} in the run, {site} here")
 
     def _refute(self, site: Site, found: kernels.Replayed) -> None:
         what = FAULTS.get(found.fault, f"fault {found.fault}")

@@ -45,6 +45,7 @@ class Verdict:
         replayed: ranges ``(first, last)`` of the steps replayed.
         sampled: segments drawn at random, 0 if the steps were chosen.
         segments: how many segments the run has.
+        canonical: values of canonical operations, which are the same on every machine and need no log.
         settled, entries, corrections: values settled, decisions in the log, decisions that departed from the
             auditor's own rounding.
         violations: logged decisions outside the certified bound.
@@ -66,6 +67,7 @@ class Verdict:
     replayed: list[tuple[int, int]]
     segments: int
     sampled: int = 0
+    canonical: int = 0
     settled: int = 0
     entries: int = 0
     corrections: int = 0
@@ -112,6 +114,7 @@ class Verdict:
             "replayed": [list(r) for r in self.replayed],
             "segments": {"all": self.segments, "sampled": self.sampled},
             "detection": self.detection,
+            "canonical": self.canonical,
             "settled": self.settled,
             "entries": self.entries,
             "corrections": self.corrections,
@@ -147,6 +150,7 @@ class Verdict:
             if not self.sampled
             else f"  steps replayed  {ranges} ({self.sampled} of {self.segments} segments, drawn at random)"
         )
+        lines.append(f"  values canonical {self.canonical:,}, the same on every machine")
         lines.append(f"  values settled  {self.settled:,}; decisions in the log {self.entries:,}")
         lines.append(f"  corrections     {self.corrections:,}; violations {self.violations}")
         if self.sampled:

@@ -72,8 +72,10 @@ BENCHES = {
     b.name: b
     for b in (
         Bench("gpt2", gpt2, tokens, language_loss, {}),
+        Bench("gpt2-canonical", gpt2, tokens, language_loss, {"matmul": "chain"}),
         Bench("gpt2-bfloat16", gpt2, tokens, language_loss, {"target": "bfloat16"}),
         Bench("resnet18", resnet18, images, image_loss, {}),
+        Bench("resnet18-canonical", resnet18, images, image_loss, {"matmul": "chain"}),
     )
 }
 

@@ -59,6 +59,9 @@ class Keeper:
         """Round y and log the elements in doubt."""
         return self._recorder.settle(site, y, scale, vary)
 
+    def canonical(self, site: Site) -> None:
+        """Nothing to log."""
+
     def scalar(self, step: int, position: int, value: float) -> float:
         """Record a host scalar."""
         return self._recorder.scalar(step, position, value)

@@ -53,16 +53,19 @@ class Reference:
     def __init__(self, policy: Policy, folder: Path) -> None:
         self._recorder = Recorder(policy)
         self._folder = folder
-        self._samples: list[np.ndarray] = []
+        self._samples: dict[str, np.ndarray] = {}
 
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
         """Start keeping samples."""
-        self._samples = []
+        self._samples = {}
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Record; keep a sample."""
-        self._samples.append(_picked(y).numpy().copy())
+        self._samples[f"site_{site.seq}"] = _picked(y).numpy().copy()
         return self._recorder.settle(site, y, scale, vary)
+
+    def canonical(self, site: Site) -> None:
+        """Nothing to compare: canonical results have one value."""
 
     def scalar(self, step: int, position: int, value: float) -> float:
         """Record."""
@@ -72,7 +75,7 @@ class Reference:
         """Write the step's log and samples."""
         log = self._recorder.take()
         columns = {name: getattr(log, name) for name in COLUMNS}
-        np.savez(self._folder / f"{done.step}.npz", *self._samples, **columns)
+        np.savez(self._folder / f"{done.step}.npz", **self._samples, **columns)  # type: ignore[arg-type]
 
 
 class Comparison:
@@ -91,7 +94,7 @@ class Comparison:
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Compare with the reference's sample, then take its decisions."""
         s = scale()
-        reference = torch.from_numpy(self._file[f"arr_{site.seq}"])
+        reference = torch.from_numpy(self._file[f"site_{site.seq}"])
         self._observe(s, y, reference)
         if vary is not None:
             y = y.clone()
@@ -104,6 +107,9 @@ class Comparison:
     def _observe(self, scale: Scale, y: torch.Tensor, reference: torch.Tensor) -> None:
         ratio = largest_ratio(_picked(y) - reference, _picked(scale.dense(y)))
         self.calibration.merge(calibration_key(scale.kind, scale.length), ratio)
+
+    def canonical(self, site: Site) -> None:
+        """Nothing to compare: canonical results have one value."""
 
     def scalar(self, step: int, position: int, value: float) -> float:
         """The reference's scalar."""

@@ -9,6 +9,7 @@ from trainer.calibrate import Calibration, thresholds
 from vtrain import kernels
 from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
 from vtrain.engine.workspace import result
+from vtrain.kernels import canonical
 from vtrain.policy import Policy
 from vtrain.rounding import generic
 from vtrain.rounding.scale import Scale
@@ -60,9 +61,13 @@ class Recorder:
         return out
 
     def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:
-        index, values, w = (t.cpu().numpy() for t in generic.in_doubt(y, s, tau, eta, site.fmt, site.signed))
+        find = canonical.in_doubt if y.is_cuda else generic.in_doubt
+        index, values, w = (t.cpu().numpy() for t in find(y, s, tau, eta, site.fmt, site.signed))
         self._sink.add(site.seq, y.numel(), site.fmt.key, index.tobytes(), values.tobytes(), w.tobytes())
-        return generic.round_to(y, site.fmt, site.signed)
+        return round_result(y, site.fmt, site.signed)
+
+    def canonical(self, site: Site) -> None:
+        """Nothing to log."""
 
     def scalar(self, step: int, position: int, value: float) -> float:
         """Record a host scalar."""

@@ -119,5 +119,9 @@ class UnsupportedOperation(UnsupportedError):
     """An operation that the table does not know or forbids (numerics §2, class 6)."""
 
 
+class OperandError(UnsupportedError):
+    """A kernel was given a tensor of a type, device or shape that it does not take."""
+
+
 class BackendError(UnsupportedError):
     """This machine's arithmetic does not keep the contract (numerics §2, §7)."""

@@ -42,6 +42,10 @@ class Policy(Frozen):
         target: what float32 tensors are held to: ``float32``, ``bfloat16`` or ``float16`` values. Tensors that are
             bfloat16 or float16 themselves keep their own format.
         bits: significant bits of a ``float32`` target, 8..24.
+        matmul: how matrix products and convolutions are done. ``logged``: computed in C and settled; ``chain``:
+            canonical, one chain of fused multiply-adds an element in float32; ``chain64``: the same in float64.
+        other: how sums, functions and what is made of them are done: ``canonical`` where there is a canonical kernel
+            (no log), or ``logged``.
         threshold: ``certified``, ``adaptive``, ``statistical``, ``off``, or a number: tau itself. Default: certified
             for float32, adaptive for 16-bit targets.
         encoding: how decisions are written: ``sparse``, ``ternary``, or ``auto``, the smaller one for each result.
@@ -53,6 +57,8 @@ class Policy(Frozen):
 
     target: Literal["float32", "bfloat16", "float16"] = "float32"
     bits: int = 24
+    matmul: Literal["logged", "chain", "chain64"] = "logged"
+    other: Literal["logged", "canonical"] = "canonical"
     threshold: str | float | int | None = None
     encoding: Literal["auto", "sparse", "ternary"] = "auto"
     calibration_steps: int = 2

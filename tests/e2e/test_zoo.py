@@ -22,6 +22,16 @@ AUDITOR = {"OMP_NUM_THREADS": "1", "VTRAIN_CPU": "generic"}
 Outcomes = dict[str, dict[str, Any]]
 
 
+def check(name: str, recorded: dict[str, Any], replayed: dict[str, Any]) -> None:
+    """Both sides went through, and agree in every bit."""
+    assert "error" not in recorded, recorded.get("trace")
+    assert "error" not in replayed, replayed.get("trace")
+    assert recorded["finite"]
+    assert replayed["result"] == "verified", replayed["detail"]
+    assert replayed["violations"] == 0
+    assert replayed["replayed"] == [[0, zoo.STEPS]]
+
+
 def start(mode: str, root: Path, names: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
     command = [sys.executable, str(SCRIPT), mode, str(root), *names]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -51,12 +61,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcomes, Outcom
 @pytest.mark.parametrize("name", list(zoo.CASES))
 def test_trained_here_audited_there(name: str, outcomes: tuple[Outcomes, Outcomes]) -> None:
     recorded, replayed = (found[name] for found in outcomes)
-    assert "error" not in recorded, recorded.get("trace")
-    assert "error" not in replayed, replayed.get("trace")
-    assert recorded["finite"]
-    assert replayed["result"] == "verified", replayed["detail"]
-    assert replayed["violations"] == 0
-    assert replayed["replayed"] == [[0, zoo.STEPS]]
+    check(name, recorded, replayed)
     # nothing was compared if nothing was settled
     assert replayed["settled"] > 1000
 

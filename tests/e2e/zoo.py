@@ -1,6 +1,6 @@
 """The models that every release must train and audit: real library classes, unmodified, small, with dropout.
 
-``python zoo.py record|replay DIR NAME...`` trains or audits each named case in this process's arithmetic and prints one
+``python zoo.py record|replay[:POLICY] DIR NAME...`` (POLICY: ``matmul=chain,other=logged``) trains or audits each named case in this process's arithmetic and prints one
 JSON line a case. The two differ in one line: the context manager.
 """
 
@@ -257,16 +257,16 @@ def loop(case: Case, run: Any) -> None:
             schedule.step()
 
 
-def record_case(case: Case, path: Path) -> dict[str, Any]:
+def record_case(case: Case, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     from trainer import record
 
-    policy = vtrain.Policy(**case.policy)
+    policy = vtrain.Policy(**{**case.policy, **changes})
     with record(path, model=case.model, optimizer=case.optimizer, policy=policy, seed=7, checkpoint_every=2) as run:
         loop(case, run)
     return {"finite": bool(all(p.isfinite().all() for p in run.model.parameters()))}
 
 
-def replay_case(case: Case, path: Path) -> dict[str, Any]:
+def replay_case(case: Case, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     from auditor import replay
 
     with replay(path, model=case.model, optimizer=case.optimizer) as run:
@@ -274,12 +274,12 @@ def replay_case(case: Case, path: Path) -> dict[str, Any]:
     return run.verdict.to_json()
 
 
-def outcomes(mode: str, root: Path, names: list[str]) -> Iterator[dict[str, Any]]:
+def outcomes(mode: str, changes: dict[str, Any], root: Path, names: list[str]) -> Iterator[dict[str, Any]]:
     """What each case came to; an exception is an outcome too."""
     for name in names:
         work = record_case if mode == "record" else replay_case
         try:
-            yield {"case": name, **work(CASES[name], root / name)}
+            yield {"case": name, **work(CASES[name], root / name, changes)}
         except Exception as error:
             yield {"case": name, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
 
@@ -291,7 +291,9 @@ def main() -> None:
         import transformers
 
         transformers.logging.set_verbosity_error()
-    for outcome in outcomes(mode, Path(root), names or list(CASES)):
+    mode, _, policy = mode.partition(":")
+    changes = dict(item.split("=") for item in policy.split(",") if item)
+    for outcome in outcomes(mode, changes, Path(root), names or list(CASES)):
         print(json.dumps(outcome), flush=True)
 
 

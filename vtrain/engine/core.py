@@ -10,6 +10,7 @@ from vtrain.engine.listener import Listener, ScaleFn, Site, Vary, round_result
 from vtrain.engine.randoms import PhiloxSource
 from vtrain.engine.workspace import Workspace
 from vtrain.errors import UnsupportedOperation
+from vtrain.policy import Policy
 from vtrain.rounding.bounds import FUNCTION_KAPPA
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from vtrain.rounding.generic import container
@@ -30,11 +31,19 @@ class Engine:
 
     Args:
         listener: who settles.
-        float32_format: what float32 results are rounded to.
+        policy: what float32 results are rounded to, and which operations are canonical.
         seed: of all random numbers, below 2^128.
+
+    Attributes:
+        chain: whether products and convolutions are canonical.
+        wide_chain: whether their chains are accumulated in float64.
+        canonical: whether other operations are, where there is a kernel for them.
     """
 
-    def __init__(self, listener: Listener, float32_format: Format, seed: int | str) -> None:
+    def __init__(self, listener: Listener, policy: Policy, seed: int | str) -> None:
+        float32_format = policy.format
+        self.chain, self.wide_chain = policy.matmul != "logged", policy.matmul == "chain64"
+        self.canonical = policy.other == "canonical"
         self.listener = listener
         self.seed = seed
         self.randoms = PhiloxSource(seed)
@@ -104,18 +113,34 @@ class Engine:
         Returns:
             New contiguous tensor of y's shape in the format's container.
         """
+        site = self._site(part, y, fmt, signed, False)
+        if y.numel() == 0:
+            return torch.empty(y.shape, dtype=container(fmt), device=y.device)
+        return self.listener.settle(site, y.contiguous(), scale, vary)
+
+    def fixed(self, part: str, y: torch.Tensor, fmt: Format, signed: bool = False) -> torch.Tensor:
+        """Round the result of a canonical kernel, in C or in float32 already; nothing is in doubt.
+
+        Args:
+            part, fmt, signed: as for ``settle``.
+        """
+        site = self._site(part, y, fmt, signed, True)
+        self.listener.canonical(site)
+        if y.dtype is F32 and fmt == FLOAT32:
+            return y
+        return round_result(y.contiguous(), fmt, signed)
+
+    def _site(self, part: str, y: torch.Tensor, fmt: Format, signed: bool, canonical: bool) -> Site:
         name = f"{self.op}/{part}" if part else self.op
-        key = (name, y.shape, fmt)
+        key = (name, y.shape, fmt, canonical)
         number = self.names.get(key)
-        site = Site(self.step, self.seq, name, tuple(y.shape), fmt, signed)
+        site = Site(self.step, self.seq, name, tuple(y.shape), fmt, signed, canonical)
         if number is None:
             number = self.names[key] = len(self.sites)
             self.sites.append(str(site))
         self.walk.append(number)
         self.seq += 1
-        if y.numel() == 0:
-            return torch.empty(y.shape, dtype=container(fmt), device=y.device)
-        return self.listener.settle(site, y.contiguous(), scale, vary)
+        return site
 
     def function(
         self, y: torch.Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from vtrain.engine.workspace import result
+from vtrain.kernels import canonical
 from vtrain.kernels import round_to as round_on_host
 from vtrain.rounding import generic
 from vtrain.rounding.formats import Format
@@ -27,6 +28,7 @@ class Site:
         fmt: format that it is rounded to.
         signed: whether the sign of a zero is part of the result. A sum's is not: libraries that start it from its first
             term and those that start it from +0 give other signs where all terms are zero; so such a zero is +0.
+        canonical: whether its arithmetic has one defined order, so that there is nothing to settle.
     """
 
     step: int
@@ -35,9 +37,11 @@ class Site:
     shape: tuple[int, ...]
     fmt: Format
     signed: bool = True
+    canonical: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} {self.fmt.name}{list(self.shape)}"
+        kind = " canonical" if self.canonical else ""
+        return f"{self.name}{kind} {self.fmt.name}{list(self.shape)}"
 
 
 Vary = Callable[[], torch.Tensor]
@@ -59,6 +63,10 @@ class Listener(Protocol):
         """
         ...
 
+    def canonical(self, site: Site) -> None:
+        """A canonical result was computed: every machine has the same bits, if it walks the same sites."""
+        ...
+
     def scalar(self, step: int, position: int, value: float) -> float:
         """The float64 host scalar to use in place of ``value`` (numerics §2)."""
         ...
@@ -66,6 +74,8 @@ class Listener(Protocol):
 
 def round_result(y: torch.Tensor, fmt: Format, signed: bool = True) -> torch.Tensor:
     """Round y to ``fmt`` in a new tensor, without a log."""
+    if y.is_cuda:
+        return canonical.round_to(y, fmt, signed)
     if y.device.type != "cpu":
         return generic.round_to(y, fmt, signed)
     return round_on_host(y, result(y.shape, generic.container(fmt)), fmt, signed)
@@ -76,6 +86,9 @@ class Plain:
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         return round_result(y, site.fmt, site.signed)
+
+    def canonical(self, site: Site) -> None:
+        pass
 
     def scalar(self, step: int, position: int, value: float) -> float:
         return value

@@ -136,6 +136,7 @@ class EngineMode(TorchDispatchMode):
 
     def _handled(self, form: Form) -> Runner:
         engine, handler, name = self.engine, form.entry.handler, form.entry.name
+        inplace = form.entry.inplace if form.inplace else None
         assert handler is not None
 
         def run(args: tuple, kwargs: dict) -> Any:
@@ -143,6 +144,9 @@ class EngineMode(TorchDispatchMode):
             graded = torch.is_grad_enabled()
             torch._C._set_grad_enabled(False)  # below autograd; `out=` refuses operands that require a gradient
             try:
+                if inplace is not None:
+                    inplace(engine, *args, **kwargs)
+                    return args[0]
                 return form.call(lambda a, k: handler(engine, *a, **k), args, kwargs)
             except UnsupportedOperation as error:
                 if "register a handler" in str(error):

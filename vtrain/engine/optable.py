@@ -34,6 +34,8 @@ class Entry:
         name: functional overload, e.g. ``aten.mm.default``.
         cls: its class.
         handler: ``handler(engine, *args, **kwargs)``; None runs the operation natively (classes 1, 2), or refuses it.
+        inplace: ``inplace(engine, *args, **kwargs)`` for the form that overwrites its first argument, where that is
+            worth code of its own; otherwise the handler's result is copied there.
         native_when: with a handler: arguments for which the operation runs natively all the same.
         version: raised when the handler's bits change.
         why: reason for a refusal.
@@ -43,6 +45,7 @@ class Entry:
     name: str
     cls: OpClass
     handler: Handler | None = None
+    inplace: Handler | None = None
     native_when: Callable[..., bool] | None = None
     version: int = 1
     why: str = ""
@@ -73,6 +76,7 @@ def register(
     *names: str,
     cls: OpClass = OpClass.COMPOSITE,
     native_when: Callable[..., bool] | None = None,
+    inplace: Handler | None = None,
     version: int = 1,
 ) -> Callable[[Handler], Handler]:
     """Decorator: ``handler(engine, *args, **kwargs)`` for ``aten.<name>``, or a full name like ``mylib.op.default``.
@@ -83,7 +87,7 @@ def register(
 
     def decorate(handler: Handler) -> Handler:
         for name in names:
-            add(Entry(f"aten.{name}" if name.count(".") == 1 else name, cls, handler, native_when, version))
+            add(Entry(f"aten.{name}" if name.count(".") == 1 else name, cls, handler, inplace, native_when, version))
         return handler
 
     return decorate

@@ -36,7 +36,7 @@ class Session:
 
     def __init__(self, listener: Listener, policy: Policy, seed: int | str) -> None:
         check_arithmetic()
-        self.engine = Engine(listener, policy.format, seed)
+        self.engine = Engine(listener, policy, seed)
         self._mode = EngineMode(self.engine)
         self._host_key = StreamKey(seed, "host-generators")
         self._programs: dict[tuple[int, ...], tuple[str, bytes]] = {}

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "rounding.hpp"
+
 namespace vtrain {
 
 enum Container : int { F32 = 0, BF16 = 1, F16 = 2 };  // how elements of T lie in memory
@@ -24,23 +26,8 @@ static inline uint32_t bits_of(float x) { uint32_t b; std::memcpy(&b, &x, 4); re
 static inline double double_of(uint64_t b) { double x; std::memcpy(&x, &b, 8); return x; }
 static inline float float_of(uint32_t b) { float x; std::memcpy(&x, &b, 4); return x; }
 
-// Round to nearest, ties to even, to p bits with least exponent emin. (y + m) - m with m = 1.5 * 2^52 * quantum is an
-// exact RNE to a multiple of the quantum while |y| < 2^51 quanta, which p <= 24 grants. Overflow becomes infinity.
 static inline double round_format(double y, const Format& f) {
-  uint64_t b = bits_of(y);
-  int64_t e = static_cast<int64_t>((b >> 52) & 0x7ff);             // biased exponent of y
-  int64_t floor_e = f.emin + 1023;
-  e = e < floor_e ? floor_e : e;
-  int64_t top = f.emax + 1024;                                      // keep m finite; such y overflow anyway
-  e = e > top ? top : e;
-  double m = double_of((static_cast<uint64_t>(e - f.p + 1 + 52) << 52) | 0x8000000000000ull);
-  double limit = double_of(static_cast<uint64_t>(f.emax + 1 + 1023) << 52);
-  double a = double_of(b & 0x7fffffffffffffffull);
-  double r = (a + m) - m;
-  r = a >= 2.0 * limit ? a : r;                                     // huge, infinite: decided by the next line
-  r = r >= limit ? HUGE_VAL : r;
-  r = a != a ? a : r;
-  return double_of(bits_of(r) | (b & 0x8000000000000000ull));
+  return VT_CAT(in_, VTRAIN_VARIANT)::round_binary(y, f.p, f.emin, f.emax);
 }
 
 // Position of |r| among the format's non-negative values: the IEEE encoding without its sign. r is representable.

@@ -18,6 +18,7 @@ from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.ops.matmul import permutation, row_norms
 from vtrain.engine.ops.reduction import settled_sum
 from vtrain.engine.optable import OpClass, register
+from vtrain.kernels import canonical
 from vtrain.rounding.bounds import sum_kappa
 from vtrain.rounding.scale import Scale
 
@@ -151,8 +152,27 @@ def spread_norms(engine: Engine, grad: Tensor, s: Shape) -> Tensor:
     return out.flatten(1).sqrt()
 
 
+def _chain(
+    engine: Engine, kind: str, x: Tensor | None, weight: Tensor | None, grad: Tensor | None, bias: Tensor | None,
+    s: Shape, part: str,
+) -> Tensor:  # fmt: skip
+    """One of the three products in its canonical order; the one of x, weight and grad that is None is computed."""
+    given = next(t for t in (x, weight, grad) if t is not None)
+    shapes = ((s.n, s.c, s.h, s.w), (s.o, s.c // s.groups, s.kh, s.kw), (s.n, s.o, *s.out))
+    operands = tuple(
+        torch.empty(shape, device=given.device) if t is None else engine.lift(t).contiguous()
+        for t, shape in zip((x, weight, grad), shapes, strict=True)
+    )
+    key = (s.n, s.c, s.h, s.w, s.o, s.kh, s.kw, *s.stride, *s.padding, *s.dilation, *s.out, s.groups)
+    plus = None if bias is None else engine.lift(bias)
+    y = canonical.convolution(kind, operands[0], operands[1], operands[2], plus, key, engine.wide_chain)
+    return engine.fixed(part, y, engine.format(given.dtype), signed=True)
+
+
 def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: Shape, part: str = "") -> Tensor:
     """y[o] = sum over the patch of weight[o] * x, + bias[o], rounded once: ``(n, o, oh, ow)``."""
+    if engine.chain:
+        return _chain(engine, "convolution", x, weight, None, bias, s, part)
     rest = 0.0 if bias is None else float(bias.abs().max())
     c = engine.product_dtype_of(s.depth, x, weight, rest)
     g = s.groups
@@ -192,6 +212,8 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
 
 def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part: str) -> Tensor:
     """dx = sum over outputs that read x of weight * grad, rounded once: ``(n, c, h, w)``."""
+    if engine.chain:
+        return _chain(engine, "input_gradient", None, weight, grad, None, s, part)
     c = engine.product_dtype_of(s.o // s.groups * s.kh * s.kw, grad, weight)
     g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
     y = engine.workspace.get("y", (s.n, s.c, s.h, s.w), c, grad.device)
@@ -224,6 +246,8 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
 
 def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str) -> Tensor:
     """dw[o, c, ky, kx] = sum over samples and positions of grad[o] * x, rounded once: ``(o, c / groups, kh, kw)``."""
+    if engine.chain:
+        return _chain(engine, "weight_gradient", x, None, grad, None, s, part)
     c = engine.product_dtype_of(s.n * s.area, grad, x)
     g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
     y = engine.workspace.get("y", (g, og, s.depth), c, grad.device)

@@ -129,7 +129,16 @@ def _lift(engine: Engine, x: torch.Tensor | float) -> torch.Tensor | float:
     return engine.lift(x) if isinstance(x, torch.Tensor) else x
 
 
-@register("add.Tensor", "add.Scalar", cls=OpClass.ROUNDED, native_when=_plain)
+def _add_in_place(engine: Engine, x: torch.Tensor, other: torch.Tensor | float, alpha: float = 1) -> None:
+    """x += alpha * other as an optimizer has it: the product goes through scratch memory."""
+    if not isinstance(other, torch.Tensor) or x.dtype is not torch.float32 or engine.restricted:
+        x.copy_(add(engine, x, other, alpha))
+        return
+    wide = engine.lift(other)
+    x.add_(torch.mul(wide, alpha, out=engine.workspace.get("scaled", wide.shape, torch.float32, wide.device)))
+
+
+@register("add.Tensor", "add.Scalar", cls=OpClass.ROUNDED, native_when=_plain, inplace=_add_in_place)
 def add(engine: Engine, x: torch.Tensor, other: torch.Tensor | float, alpha: float = 1) -> torch.Tensor:
     """x + alpha * other: the product is rounded before the sum."""
     dtype = torch.result_type(x, other)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from vtrain.engine.core import Engine
+from vtrain.engine.core import F64, Engine
 from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass, register
+from vtrain.kernels import canonical
 from vtrain.rounding.bounds import ERFINV_KAPPA, FUNCTION_KAPPA
 from vtrain.rounding.formats import FLOAT32, Format
 
@@ -16,26 +15,44 @@ Tensor = torch.Tensor
 
 
 def settle_function(
-    engine: Engine,
-    f: Callable[..., Tensor],
-    x: Tensor,
-    fmt: Format = FLOAT32,
-    part: str = "",
-    kappa: float = FUNCTION_KAPPA,
+    engine: Engine, name: str, x: Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA
 ) -> Tensor:
-    """f(x) computed in float64 and rounded to ``fmt``; s = |f(x)|."""
+    """torch's function ``name`` of x in float64, rounded to ``fmt``: canonical, or the library's with s = |f(x)|."""
+    if engine.canonical and name in canonical.FUNCTIONS:
+        return engine.fixed(part, canonical.function(name, _operand(x), _c_of(fmt)), fmt, signed=True)
     wide = engine.wide("x", x.contiguous())
-    y = f(wide, out=engine.workspace.get("y", x.shape, torch.float64, x.device))
+    y = getattr(torch, name)(wide, out=engine.workspace.get("y", x.shape, torch.float64, x.device))
     return engine.function(y, fmt, part, kappa)
+
+
+def settle_power(engine: Engine, x: Tensor, exponent: float, fmt: Format = FLOAT32, part: str = "") -> Tensor:
+    """x ** exponent in float64, rounded to ``fmt``."""
+    if engine.canonical:
+        y = canonical.function("pow", _operand(x), _c_of(fmt), float(exponent))
+        return engine.fixed(part, y, fmt, signed=True)
+    # pow of a float64 base: glibc and CUDA document at most 2 ulp for any exponent
+    wide = engine.wide("x", x.contiguous())
+    y = torch.pow(wide, exponent, out=engine.workspace.get("y", x.shape, torch.float64, x.device))
+    return engine.function(y, fmt, part)
+
+
+def _operand(x: Tensor) -> Tensor:
+    """x as a canonical kernel takes it: floats of up to 32 bits in float32, all else in float64."""
+    return x.to(torch.float32 if x.is_floating_point() and x.element_size() <= 4 else torch.float64)
+
+
+def _c_of(fmt: Format) -> torch.dtype:
+    """What a function's result comes in: float32 where that is the target, else float64, to be rounded once."""
+    return torch.float32 if fmt == FLOAT32 else torch.float64
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
-def _register(name: str, f: Callable[..., Tensor], kappa: float = FUNCTION_KAPPA) -> None:
+def _register(name: str, kappa: float = FUNCTION_KAPPA) -> None:
     def handler(engine: Engine, x: Tensor) -> Tensor:
-        return settle_function(engine, f, x, engine.format(_result_dtype(x)), kappa=kappa)
+        return settle_function(engine, name, x, engine.format(_result_dtype(x)), kappa=kappa)
 
     handler.__doc__ = f"{name} of each element."
     register(f"{name}.default", cls=OpClass.VARYING)(handler)
@@ -46,8 +63,8 @@ _FUNCTIONS = """
     acosh atanh
 """
 for _name in _FUNCTIONS.split():
-    _register(_name, getattr(torch, _name))
-_register("erfinv", torch.erfinv, ERFINV_KAPPA)
+    _register(_name)
+_register("erfinv", ERFINV_KAPPA)
 
 
 def power(engine: Engine, x: Tensor, exponent: float, dtype: torch.dtype) -> Tensor:
@@ -61,9 +78,8 @@ def power(engine: Engine, x: Tensor, exponent: float, dtype: torch.dtype) -> Ten
         square = torch.mul(x, x)
         return engine.finish(square if exponent == 2 else square.mul_(x), dtype)
     if exponent == 0.5:
-        return settle_function(engine, torch.sqrt, x, engine.format(dtype))
-    # pow of a float64 base: glibc and CUDA document at most 2 ulp for any exponent
-    return settle_function(engine, lambda v, out: torch.pow(v, exponent, out=out), x, engine.format(dtype))
+        return settle_function(engine, "sqrt", x, engine.format(dtype))
+    return settle_power(engine, x, exponent, engine.format(dtype))
 
 
 def _integral(*args: object, **kwargs: object) -> bool:
@@ -80,6 +96,10 @@ def pow_scalar(engine: Engine, x: Tensor, exponent: float) -> Tensor:
 def pow_tensor(engine: Engine, x: Tensor | float, exponent: Tensor) -> Tensor:
     """x ** exponent, exponents elementwise."""
     dtype = torch.result_type(x, exponent)
+    if engine.canonical:
+        base = x if isinstance(x, Tensor) else torch.full((), float(x), device=exponent.device)
+        wide = [t.contiguous() for t in torch.broadcast_tensors(base.double(), exponent.double())]
+        return engine.fixed("", canonical.power(wide[0], wide[1], F64), engine.format(dtype), signed=True)
     y = torch.pow(x.double() if isinstance(x, Tensor) else x, exponent.double())
     return engine.function(y, engine.format(dtype))
 
@@ -98,12 +118,12 @@ def hypot(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
 
 def exp32(engine: Engine, x: Tensor, part: str) -> Tensor:
     """exp of float32 values to float32, a step of a composite."""
-    return settle_function(engine, torch.exp, x, part=part)
+    return settle_function(engine, "exp", x, part=part)
 
 
 def log32(engine: Engine, x: Tensor, part: str) -> Tensor:
     """log of float32 values to float32, a step of a composite."""
-    return settle_function(engine, torch.log, x, part=part)
+    return settle_function(engine, "log", x, part=part)
 
 
 @register("arange.default", "arange.start", "arange.start_step", cls=OpClass.VARYING)

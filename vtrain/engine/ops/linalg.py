@@ -33,7 +33,7 @@ def qr(engine: Engine, a: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor
                 v = torch.sub(v, _product(engine, q[:, :j], shares, f"{part}_projection"))
                 r[:j, j] = torch.add(r[:j, j], shares)
         square = mean_square(engine, v, [0], 1.0, "square")
-        norm = settle_function(engine, torch.sqrt, square, part="norm")
+        norm = settle_function(engine, "sqrt", square, part="norm")
         r[j, j] = norm
         q[:, j] = torch.where(norm > 0, torch.div(v, norm), torch.zeros_like(v))
     return engine.finish(q, a.dtype), engine.finish(r, a.dtype)

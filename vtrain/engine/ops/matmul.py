@@ -9,6 +9,7 @@ import torch
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.optable import OpClass, register
+from vtrain.kernels import canonical
 from vtrain.rounding.bounds import sum_kappa
 from vtrain.rounding.scale import Scale
 
@@ -36,6 +37,8 @@ def product(
         b: ``(k, n)`` or ``(batch, k, n)``.
         bias: broadcastable to the result.
     """
+    if engine.chain:
+        return engine.fixed(part, chain(engine, a, b, bias, alpha, beta), engine.format(a.dtype), signed=True)
     rest = 0.0 if bias is None or beta == 0 or not bias.numel() else abs(beta) * float(bias.abs().max())
     c = engine.product_dtype_of(max(1.0, abs(alpha)) * a.shape[-1], a, b, rest)
     wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
@@ -73,6 +76,17 @@ def product(
         return other if bias is None or beta == 0 else other.add_(bias.to(c) * beta)
 
     return engine.settle(part, y, scale, engine.format(a.dtype), vary)
+
+
+def chain(
+    engine: Engine, a: Tensor, b: Tensor, bias: Tensor | None = None, alpha: float = 1, beta: float = 1
+) -> Tensor:
+    """``product`` in its canonical order, float32."""
+    a32, b32 = engine.workspace.widen("a", a, F32), engine.workspace.widen("b", b, F32)
+    batched = (a32, b32) if a.dim() == 3 else (a32[None], b32[None])
+    plus = None if bias is None or beta == 0 else engine.lift(bias)
+    y = canonical.product(*batched, plus, alpha, beta, engine.wide_chain)
+    return y if a.dim() == 3 else y[0]
 
 
 def permutation(k: int, device: torch.device) -> Tensor:

@@ -11,6 +11,8 @@ from vtrain.engine.core import F32, Engine, over
 from vtrain.engine.ops.functions import settle_function
 from vtrain.engine.ops.reduction import mean_square, moments, product_sum, settled_sum
 from vtrain.engine.optable import register
+from vtrain.kernels import canonical
+from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor
 Maybe = Tensor | None
@@ -18,7 +20,7 @@ Maybe = Tensor | None
 
 def inverse_std(engine: Engine, variance: Tensor, eps: float) -> Tensor:
     """1 / sqrt(var + eps)."""
-    return settle_function(engine, torch.rsqrt, torch.add(variance, eps), part="rsqrt")
+    return settle_function(engine, "rsqrt", torch.add(variance, eps), part="rsqrt")
 
 
 @register("native_layer_norm.default")
@@ -27,6 +29,11 @@ def layer_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x - mean) * rstd * weight + bias over the last dimensions; also mean and rstd, float32."""
     dims = list(range(x.dim() - len(shape), x.dim()))
+    if engine.canonical:
+        gain, shift = (None if t is None else engine.lift(t) for t in (weight, bias))
+        y, mean, rstd = canonical.layer_norm(engine.lift(x), math.prod(shape), gain, shift, eps)
+        kept = [*x.shape[: dims[0]], *[1] * len(dims)]
+        return engine.finish(engine.fixed("", y, FLOAT32), x.dtype), mean.view(kept), rstd.view(kept)
     mean, y, var = moments(engine, engine.lift(x).contiguous(), dims)
     rstd = inverse_std(engine, var, eps)
     y.mul_(rstd)
@@ -53,6 +60,8 @@ def layer_norm_backward(
     inner = list(range(x.dim() - len(shape), x.dim()))
     outer = list(range(x.dim() - len(shape)))
     grad32 = engine.lift(grad).contiguous()
+    if engine.canonical:
+        return _fixed_layer_norm_backward(engine, grad32, x, math.prod(shape), mean, rstd, weight, bias, mask)
     xhat = torch.sub(engine.lift(x), engine.lift(mean)).mul_(engine.lift(rstd))
     dx = dw = db = None
     if mask[1] and weight is not None:
@@ -69,6 +78,27 @@ def layer_norm_backward(
     return dx, dw, db
 
 
+def _fixed_layer_norm_backward(
+    engine: Engine, grad: Tensor, x: Tensor, n: int, mean: Tensor, rstd: Tensor, weight: Maybe, bias: Maybe,
+    mask: Sequence[bool],
+) -> tuple[Maybe, Maybe, Maybe]:  # fmt: skip
+    """The same bits in three passes over grad and x."""
+    rows, inputs = grad.view(-1, n), engine.lift(x).reshape(-1, n)
+    mean, rstd = engine.lift(mean).view(-1), engine.lift(rstd).view(-1)
+    dx = dw = db = None
+    if mask[1] and weight is not None:
+        sums = canonical.sum_terms("normalised", [0], rows, inputs, mean, rstd)
+        dw = engine.finish(engine.fixed("dw", sums, FLOAT32), weight.dtype).view(weight.shape)
+    if mask[2] and bias is not None:
+        db = engine.finish(engine.fixed("db", canonical.sum_terms("value", [0], rows), FLOAT32), bias.dtype)
+        db = db.view(bias.shape)
+    if mask[0]:
+        gain = None if weight is None else engine.lift(weight)
+        y = canonical.layer_norm_backward(inputs, n, rows, mean, rstd, gain)
+        dx = engine.finish(engine.fixed("dx", y, FLOAT32), x.dtype).view(x.shape)
+    return dx, dw, db
+
+
 @register("_fused_rms_norm.default")
 def rms_norm(
     engine: Engine, x: Tensor, shape: Sequence[int], weight: Maybe, eps: float | None
@@ -76,8 +106,12 @@ def rms_norm(
     """x / sqrt(mean(x^2) + eps) * weight; also rstd, float32."""
     dims = list(range(x.dim() - len(shape), x.dim()))
     x32 = engine.lift(x).contiguous()
-    square = mean_square(engine, x32, dims, math.prod(shape), "mean_square")
     eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if engine.canonical:
+        y, rstd = canonical.rms_norm(x32, math.prod(shape), None if weight is None else engine.lift(weight), eps)
+        kept = [*x.shape[: dims[0]], *[1] * len(dims)]
+        return engine.finish(engine.fixed("", y, FLOAT32), x.dtype), rstd.view(kept)
+    square = mean_square(engine, x32, dims, math.prod(shape), "mean_square")
     rstd = inverse_std(engine, square, eps).view([*x.shape[: dims[0]], *[1] * len(dims)])
     y = torch.mul(x32, rstd)
     if weight is not None:
@@ -99,6 +133,10 @@ def rms_norm_backward(
         dw = engine.finish(product_sum(engine, grad32, xhat, outer, "dw"), weight.dtype)
     if not mask[0]:
         return None, dw
+    if engine.canonical:
+        gain = None if weight is None else engine.lift(weight)
+        y = canonical.rms_norm_backward(engine.lift(x), math.prod(shape), grad32, rstd, gain)
+        return engine.finish(engine.fixed("dx", y, FLOAT32), x.dtype), dw
     g = grad32 if weight is None else torch.mul(grad32, engine.lift(weight))
     mean_gx = settled_sum(engine, torch.mul(g, xhat), inner, part="mean_gx", divisor=math.prod(shape)).view(rstd.shape)
     return engine.finish(torch.sub(g, xhat.mul_(mean_gx)).mul_(rstd), x.dtype), dw
@@ -127,7 +165,7 @@ def _batch_norm(
     dims = [0, *range(2, x.dim())]
     x32 = engine.lift(x).contiguous()
     if training:
-        m, y, v = moments(engine, x32, dims)
+        m, y, v = _channel_moments(engine, x32) if engine.canonical else moments(engine, x32, dims)
         n = x.numel() // x.shape[1]
         if mean is not None:
             _blend(mean, m.view(-1), momentum)
@@ -137,14 +175,25 @@ def _batch_norm(
         saved = (m.view(-1), invstd)
     else:
         assert mean is not None and var is not None
-        y = torch.sub(x32, _channels(engine.lift(mean), x))
+        m, y = engine.lift(mean), x32 if engine.canonical else torch.sub(x32, _channels(engine.lift(mean), x))
         invstd = inverse_std(engine, engine.lift(var), eps)
         saved = (torch.empty(0, device=x.device), torch.empty(0, device=x.device))
     gain = invstd if weight is None else torch.mul(invstd, engine.lift(weight))
+    if engine.canonical:
+        y = canonical.channel_norm(x32, m.view(-1), gain, None if bias is None else engine.lift(bias))
+        return engine.finish(engine.fixed("", y, FLOAT32), x.dtype), *saved
     y.mul_(_channels(gain, x))
     if bias is not None:
         y.add_(_channels(engine.lift(bias), x))
     return engine.finish(y, x.dtype), *saved
+
+
+def _channel_moments(engine: Engine, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``moments`` over all but the channels, without the centred values (x stands for them)."""
+    dims, n = [0, *range(2, x.dim())], x.numel() // max(1, x.shape[1])
+    mean = engine.fixed("mean", over(canonical.sum_terms("value", dims, x), n), FLOAT32)
+    var = engine.fixed("var", over(canonical.sum_terms("centred_square", dims, x, mean), n), FLOAT32)
+    return mean, x, var
 
 
 @register("native_batch_norm.default", "_native_batch_norm_legit.default")
@@ -195,9 +244,13 @@ def batch_norm_backward(
     else:
         assert mean is not None and var is not None
         centre, invstd = engine.lift(mean), inverse_std(engine, engine.lift(var), eps)
-    c = torch.sub(engine.lift(x), _channels(centre, x)).contiguous()
+    x32 = engine.lift(x).contiguous()
     total = settled_sum(engine, g, dims, part="sum")
-    dot = product_sum(engine, g, c, dims, "dot")
+    if engine.canonical:
+        dot = engine.fixed("dot", canonical.sum_terms("centred_product", dims, g, x32, centre), FLOAT32)
+    else:
+        c = torch.sub(x32, _channels(centre, x)).contiguous()
+        dot = product_sum(engine, g, c, dims, "dot")
     dw = engine.finish(torch.mul(dot, invstd), weight.dtype) if mask[1] and weight is not None else None
     db = engine.finish(total, x.dtype if weight is None else weight.dtype) if mask[2] else None
     if not mask[0]:
@@ -206,6 +259,9 @@ def batch_norm_backward(
     if not training:
         return engine.finish(torch.mul(g, _channels(gain, x)), x.dtype), dw, db
     slope = over(torch.mul(torch.mul(dot, invstd), invstd), n)
+    if engine.canonical:
+        y = canonical.channel_norm_backward(x32, g, centre, over(total, n), slope, gain)
+        return engine.finish(engine.fixed("dx", y, FLOAT32), x.dtype), dw, db
     dx = torch.sub(g, _channels(over(total, n), x)).sub_(c.mul_(_channels(slope, x))).mul_(_channels(gain, x))
     return engine.finish(dx, x.dtype), dw, db
 

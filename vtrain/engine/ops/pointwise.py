@@ -10,6 +10,8 @@ import torch
 from vtrain.engine.core import Engine, over
 from vtrain.engine.ops.functions import exp32, settle_function
 from vtrain.engine.optable import register
+from vtrain.kernels import canonical
+from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor
 SQRT_HALF, SQRT_2_OVER_PI, CUBIC = math.sqrt(0.5), math.sqrt(2 / math.pi), 0.044715
@@ -17,11 +19,11 @@ INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
 
 def _sigmoid(engine: Engine, x: Tensor) -> Tensor:
-    return settle_function(engine, torch.sigmoid, x, part="sigmoid")
+    return settle_function(engine, "sigmoid", x, part="sigmoid")
 
 
 def _tanh(engine: Engine, x: Tensor) -> Tensor:
-    return settle_function(engine, torch.tanh, x, part="tanh")
+    return settle_function(engine, "tanh", x, part="tanh")
 
 
 def unary(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
@@ -52,11 +54,17 @@ def binary(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]
     return decorate
 
 
+def _gelu_kernel(approximate: str) -> str:
+    return "gelu_erf" if approximate == "none" else "gelu_tanh"
+
+
 @unary("gelu")
 def gelu(engine: Engine, x: Tensor, approximate: str = "none") -> Tensor:
     """x/2 * (1 + erf(x / sqrt 2)), or x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))."""
+    if engine.canonical:
+        return engine.fixed("", canonical.activation(_gelu_kernel(approximate), x), FLOAT32)
     if approximate == "none":
-        inner = settle_function(engine, torch.erf, torch.mul(x, SQRT_HALF), part="erf")
+        inner = settle_function(engine, "erf", torch.mul(x, SQRT_HALF), part="erf")
     else:
         cube = torch.mul(x, x).mul_(x).mul_(CUBIC)
         inner = _tanh(engine, cube.add_(x).mul_(SQRT_2_OVER_PI))
@@ -66,8 +74,10 @@ def gelu(engine: Engine, x: Tensor, approximate: str = "none") -> Tensor:
 @binary("gelu_backward")
 def gelu_backward(engine: Engine, grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
     """grad * d gelu / dx."""
+    if engine.canonical:
+        return engine.fixed("", canonical.activation(_gelu_kernel(approximate), x, grad), FLOAT32)
     if approximate == "none":
-        cdf = settle_function(engine, torch.erf, torch.mul(x, SQRT_HALF), part="erf").add_(1.0).mul_(0.5)
+        cdf = settle_function(engine, "erf", torch.mul(x, SQRT_HALF), part="erf").add_(1.0).mul_(0.5)
         pdf = exp32(engine, torch.mul(x, x).mul_(-0.5), "exp").mul_(INV_SQRT_2PI)
         return cdf.add_(pdf.mul_(x)).mul_(grad)
     square = torch.mul(x, x)
@@ -93,12 +103,16 @@ def sigmoid_backward(engine: Engine, grad: Tensor, y: Tensor) -> Tensor:
 @unary("silu")
 def silu(engine: Engine, x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
+    if engine.canonical:
+        return engine.fixed("", canonical.activation("silu", x), FLOAT32)
     return _sigmoid(engine, x).mul_(x)
 
 
 @binary("silu_backward")
 def silu_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
     """grad * s * (1 + x * (1 - s)), s = sigmoid(x)."""
+    if engine.canonical:
+        return engine.fixed("", canonical.activation("silu", x, grad), FLOAT32)
     s = _sigmoid(engine, x)
     return torch.rsub(s, 1.0).mul_(x).add_(1.0).mul_(s).mul_(grad)
 
@@ -143,7 +157,7 @@ def leaky_relu_backward(engine: Engine, grad: Tensor, x: Tensor, slope: float, i
 @unary("elu")
 def elu(engine: Engine, x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     """scale * x above 0, scale * alpha * (exp(input_scale * x) - 1) below."""
-    below = settle_function(engine, torch.expm1, torch.mul(x, input_scale), part="expm1").mul_(alpha * scale)
+    below = settle_function(engine, "expm1", torch.mul(x, input_scale), part="expm1").mul_(alpha * scale)
     return torch.where(x > 0, torch.mul(x, scale), below)
 
 
@@ -163,14 +177,18 @@ def elu_backward(
 @unary("softplus")
 def softplus(engine: Engine, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """log1p(exp(beta * x)) / beta, x where beta * x is above the threshold."""
+    if engine.canonical:
+        return engine.fixed("", canonical.activation("softplus", x, None, float(beta), float(threshold)), FLOAT32)
     z = torch.mul(x, beta)
-    soft = settle_function(engine, torch.log1p, exp32(engine, z, "exp"), part="log1p")
+    soft = settle_function(engine, "log1p", exp32(engine, z, "exp"), part="log1p")
     return torch.where(z > threshold, x, over(soft, beta))
 
 
 @binary("softplus_backward")
 def softplus_backward(engine: Engine, grad: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
     """grad * sigmoid(beta * x), grad above the threshold."""
+    if engine.canonical:
+        return engine.fixed("", canonical.activation("softplus", x, grad, float(beta), float(threshold)), FLOAT32)
     z = torch.mul(x, beta)
     return torch.where(z > threshold, grad, _sigmoid(engine, z).mul_(grad))
 
@@ -193,7 +211,7 @@ def mish_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
 def log_sigmoid(engine: Engine, x: Tensor) -> tuple[Tensor, Tensor]:
     """min(x, 0) - log1p(exp(-|x|)); the second result is unused."""
     v = engine.lift(x)
-    soft = settle_function(engine, torch.log1p, exp32(engine, v.abs().neg_(), "exp"), part="log1p")
+    soft = settle_function(engine, "log1p", exp32(engine, v.abs().neg_(), "exp"), part="log1p")
     return engine.finish(v.clamp_max(0.0).sub_(soft), x.dtype), torch.empty(0, dtype=x.dtype, device=x.device)
 
 

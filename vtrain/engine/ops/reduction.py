@@ -9,8 +9,9 @@ import torch
 
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine, over
-from vtrain.engine.ops.functions import exp32, log32, power, settle_function
+from vtrain.engine.ops.functions import exp32, log32, power, settle_function, settle_power
 from vtrain.engine.optable import OpClass, register
+from vtrain.kernels import canonical
 from vtrain.rounding.bounds import sum_kappa
 from vtrain.rounding.formats import FLOAT32, Format
 from vtrain.rounding.scale import Scale
@@ -60,12 +61,23 @@ def settled_sum(
 ) -> Tensor:
     """sum(x, dims) / divisor, rounded once; the reduced dimensions are dropped."""
     n = math.prod(x.shape[d] for d in dims)
+    if engine.canonical:
+        return _fixed_sum(engine, "value", x.to(F32), dims, (), divisor, fmt, part)
     y, s = sum_and_scale(x, dims)
     if divisor != 1.0:
         # by a tensor: an IEEE division on every device, so that an exact sum stays exact
         y, s = over(y, divisor), s / abs(divisor)
     kappa = sum_kappa(n, "float64", 2)
     return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), full=s.contiguous()), fmt)
+
+
+def _fixed_sum(
+    engine: Engine, kind: str, x: Tensor, dims: Sequence[int], others: Sequence[Tensor], divisor: float, fmt: Format,
+    part: str,
+) -> Tensor:  # fmt: skip
+    """A canonical sum of terms (see ``canonical.sum_terms``) over divisor, rounded once."""
+    y = canonical.sum_terms(kind, list(dims), x, *others)
+    return engine.fixed(part, y if divisor == 1.0 else over(y, divisor), fmt)
 
 
 def _keep(y: Tensor, x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
@@ -116,6 +128,8 @@ def moments(engine: Engine, x: Tensor, dims: Sequence[int], correction: float = 
 def mean_square(engine: Engine, x: Tensor, dims: Sequence[int], divisor: float, part: str) -> Tensor:
     """sum(x^2, dims) / divisor of float32 x, rounded to float32; the sum is its own scale."""
     n = math.prod(x.shape[d] for d in dims)
+    if engine.canonical:
+        return _fixed_sum(engine, "square", x, dims, (), divisor, FLOAT32, part)
     y = squares(x, dims) / divisor
     kappa = sum_kappa(n, "float64", 2)
     return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), relative=True), FLOAT32)
@@ -133,6 +147,8 @@ def squares(x: Tensor, dims: Sequence[int]) -> Tensor:
 
 def product_sum(engine: Engine, a: Tensor, b: Tensor, dims: Sequence[int], part: str) -> Tensor:
     """sum(a * b, dims): the products rounded to float32 first, as the unfused sequence would."""
+    if engine.canonical:
+        return _fixed_sum(engine, "product", a, dims, (b,), 1.0, FLOAT32, part)
     return settled_sum(engine, torch.mul(a, b), dims, part=part)
 
 
@@ -144,7 +160,7 @@ def var(
     dims = normal_dims(x, dim)
     v = moments(engine, engine.lift(x), dims, 1 if correction is None else correction)[2]
     if engine.op.startswith("aten.std"):
-        v = settle_function(engine, torch.sqrt, v, part="sqrt")
+        v = settle_function(engine, "sqrt", v, part="sqrt")
     v = engine.finish(v, x.dtype)
     return v if keepdim else v.view([x.shape[d] for d in range(x.dim()) if d not in dims])
 
@@ -182,10 +198,10 @@ def vector_norm(
     elif ord == 1:
         y = settled_sum(engine, magnitude, dims)
     elif ord == 2:
-        y = settle_function(engine, torch.sqrt, mean_square(engine, magnitude, dims, 1.0, "squares"), part="sqrt")
+        y = settle_function(engine, "sqrt", mean_square(engine, magnitude, dims, 1.0, "squares"), part="sqrt")
     else:
         total = settled_sum(engine, power(engine, magnitude, ord, F32), dims, part="sum")
-        y = settle_function(engine, lambda v, out: torch.pow(v, 1.0 / ord, out=out), total, part="root")
+        y = settle_power(engine, total, 1.0 / ord, part="root")
     return _keep(engine.finish(y, out), x, dims, keepdim)
 
 
@@ -200,6 +216,8 @@ def norm(
 @register("cumsum.default", cls=OpClass.VARYING, native_when=_no_floats)
 def cumsum(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Running sums along dim."""
+    if engine.canonical:
+        return engine.fixed("", canonical.running_sum(x.to(F32), dim), engine.format(dtype or x.dtype))
     wide = x.to(F64)
     y, s = wide.cumsum(dim), wide.abs().cumsum(dim)
     kappa = sum_kappa(x.shape[dim] if x.dim() else 1, "float64")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from vtrain.engine.core import F64, Engine
+from vtrain.engine.core import F32, F64, Engine, over
 from vtrain.engine.optable import OpClass, register
+from vtrain.kernels import canonical
 from vtrain.rounding.bounds import sum_kappa
 from vtrain.rounding.scale import Scale
 
@@ -77,7 +78,11 @@ def embedding_backward(
     # Not the number of rows in use: the sequence of sites must not depend on the data.
     shape = (min(rows, indices.numel()), grad.shape[-1])
     most = int(torch.bincount(inverse).max()) if used.numel() else 1
-    sums = settle_linear(engine, lambda v: v.new_zeros(shape).index_add_(0, inverse, v), g, most, grad.dtype, extra=0)
+    if engine.canonical:
+        sums = engine.fixed("", canonical.scatter(g.to(F32), inverse, shape[0]), engine.format(grad.dtype))
+    else:
+        add = lambda v: v.new_zeros(shape).index_add_(0, inverse, v)  # noqa: E731
+        sums = settle_linear(engine, add, g, most, grad.dtype, extra=0)
     out = torch.zeros(rows, grad.shape[-1], dtype=grad.dtype, device=grad.device)
     return out.index_copy_(0, used, sums[: used.numel()])
 
@@ -99,6 +104,39 @@ def _accumulate(
     return engine.settle("", y, scale, engine.format(x.dtype))
 
 
+def _flat_positions(x: Tensor) -> Tensor:
+    return torch.arange(x.numel(), device=x.device).view(x.shape)
+
+
+def _fixed_scatter(engine: Engine, x: Tensor, index: Tensor, values: Tensor, alpha: float = 1) -> Tensor:
+    """x plus alpha * values at flat positions, in ascending order of the values' own; rounded once."""
+    base = x.to(F32).reshape(-1, 1)
+    y = canonical.scatter(values.to(F32).reshape(-1, 1), index.reshape(-1), x.numel(), base, float(alpha))
+    return engine.fixed("", y.view(x.shape), engine.format(x.dtype))
+
+
+def _fixed_planes(engine: Engine, grad: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
+    """Each gradient of ``(..., positions)`` to one element of its plane, the same for all planes; rounded once.
+
+    Args:
+        index: flat position in the plane for each of the gradient's last dimensions.
+        shape: of the result.
+    """
+    area = math.prod(shape[-2:])
+    columns = grad.to(F32).reshape(-1, index.numel()).t()
+    y = canonical.scatter(columns, index.reshape(-1), area).t()
+    return engine.fixed("", y.reshape(shape), engine.format(grad.dtype))
+
+
+def _fixed_pool_backward(engine: Engine, grad: Tensor, shape: Sequence[int], indices: Tensor) -> Tensor:
+    """Each gradient to its window's maximum, whose position in the plane is ``indices``."""
+    planes, area = grad.numel() // max(1, math.prod(grad.shape[-2:])), math.prod(shape[-2:])
+    offset = torch.arange(planes, device=grad.device).view(-1, 1) * area
+    flat = (indices.reshape(planes, -1) + offset).reshape(-1)
+    y = canonical.scatter(grad.to(F32).reshape(-1, 1), flat, planes * area)
+    return engine.fixed("", y.view(list(shape)), engine.format(grad.dtype))
+
+
 def _integers(*args: object, **kwargs: object) -> bool:
     return isinstance(args[0], Tensor) and not args[0].is_floating_point()
 
@@ -110,12 +148,24 @@ def _no_add(x: Tensor, indices: object, values: Tensor, accumulate: bool = False
 @register("index_add.default", cls=OpClass.VARYING, native_when=_integers)
 def index_add(engine: Engine, x: Tensor, dim: int, index: Tensor, source: Tensor, alpha: float = 1) -> Tensor:
     """x[index] += alpha * source along dim."""
+    if engine.canonical and x.dim():
+        moved, values = x.movedim(dim, 0), source.movedim(dim, 0)
+        base = moved.to(F32).reshape(x.shape[dim], -1)
+        y = canonical.scatter(
+            values.to(F32).reshape(values.shape[0], -1), index.reshape(-1), x.shape[dim], base, float(alpha)
+        )
+        return engine.fixed("", y.view(moved.shape).movedim(0, dim).contiguous(), engine.format(x.dtype))
     return _accumulate(engine, x, source, lambda a, v: a.index_add(dim, index, v), alpha)
 
 
 @register("scatter_add.default", cls=OpClass.VARYING, native_when=_integers)
 def scatter_add(engine: Engine, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """x.scatter_add(dim, index, source)."""
+    if engine.canonical and x.dim():
+        within = source[tuple(slice(0, n) for n in index.shape)]
+        rows = _flat_positions(x).select(dim, 0).unsqueeze(dim)
+        rows = rows[tuple(slice(0, 1 if d == dim % x.dim() else n) for d, n in enumerate(index.shape))]
+        return _fixed_scatter(engine, x, rows + index * _flat_positions(x).stride(dim), within)
     return _accumulate(engine, x, source, lambda a, v: a.scatter_add(dim, index, v))
 
 
@@ -124,6 +174,9 @@ def index_put(
     engine: Engine, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:
     """x[indices] += values."""
+    if engine.canonical:
+        at = aten.index.Tensor(_flat_positions(x), list(indices))
+        return _fixed_scatter(engine, x, at, values.expand(at.shape))
     return _accumulate(engine, x, values, lambda a, v: aten.index_put.default(a, list(indices), v, True))
 
 
@@ -154,6 +207,8 @@ def max_pool_backward(
 ) -> Tensor:
     """Each gradient to its window's maximum; overlapping windows add up."""
     args = (kernel, stride, padding, dilation, ceil_mode, indices)
+    if engine.canonical:
+        return _fixed_pool_backward(engine, grad, x.shape, indices)
     area = kernel[0] * kernel[-1]
     wide = x.to(F64)
     f = lambda g: aten.max_pool2d_with_indices_backward(g, wide, *args)  # noqa: E731
@@ -198,6 +253,11 @@ def avg_pool2d_backward(
 @register("_adaptive_avg_pool2d.default", cls=OpClass.VARYING)
 def adaptive_avg_pool2d(engine: Engine, x: Tensor, size: Sequence[int]) -> Tensor:
     """Mean of each of size windows."""
+    if engine.canonical and all(n % s == 0 for n, s in zip(x.shape[-2:], size, strict=True)) and x.numel():
+        (h, w), (oh, ow) = x.shape[-2:], size
+        windows = x.reshape(*x.shape[:-2], oh, h // oh, ow, w // ow).to(F32)
+        y = canonical.sum_terms("value", [windows.dim() - 3, windows.dim() - 1], windows)
+        return engine.fixed("", over(y, (h // oh) * (w // ow)), engine.format(x.dtype))
     f = lambda v: aten._adaptive_avg_pool2d(v, size)  # noqa: E731
     return settle_linear(engine, f, x, x.shape[-1] * x.shape[-2], x.dtype)
 
@@ -205,6 +265,11 @@ def adaptive_avg_pool2d(engine: Engine, x: Tensor, size: Sequence[int]) -> Tenso
 @register("_adaptive_avg_pool2d_backward.default", cls=OpClass.VARYING)
 def adaptive_avg_pool2d_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
     """Each window's share of its gradient."""
+    (h, w), (oh, ow) = x.shape[-2:], grad.shape[-2:]
+    if grad.numel() and h % oh == 0 and w % ow == 0:  # every input is in one window: one division, no sum
+        share = over(engine.lift(grad), (h // oh) * (w // ow))
+        spread = share.repeat_interleave(h // oh, -2).repeat_interleave(w // ow, -1)
+        return engine.finish(spread.contiguous(), grad.dtype)
     wide = x.to(F64)
     f = lambda g: aten._adaptive_avg_pool2d_backward(g, wide)  # noqa: E731
     return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype)
@@ -220,6 +285,10 @@ def upsample_nearest2d_backward(
     w: float | None = None,
 ) -> Tensor:
     """Sum over the positions that read each input."""
+    if engine.canonical:
+        plane = _flat_positions(grad.new_empty(size[-2:])).to(F64).view(1, 1, *size[-2:])
+        index = aten.upsample_nearest2d(plane, out, h, w).to(torch.int64)
+        return _fixed_planes(engine, grad, index, size)
     f = lambda g: aten.upsample_nearest2d_backward(g, out, size, h, w)  # noqa: E731
     return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=0)
 
@@ -236,6 +305,8 @@ register("upsample_bilinear2d_backward.default", cls=OpClass.VARYING)(_bilinear_
 @register("adaptive_max_pool2d_backward.default", cls=OpClass.VARYING)
 def adaptive_max_pool_backward(engine: Engine, grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     """Each gradient to its window's maximum; overlapping windows add up."""
+    if engine.canonical:
+        return _fixed_pool_backward(engine, grad, x.shape, indices)
     wide = x.to(F64)
     f = lambda g: aten.adaptive_max_pool2d_backward(g, wide, indices)  # noqa: E731
     return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=0)

@@ -11,17 +11,24 @@ from vtrain.engine.core import Engine, over
 from vtrain.engine.ops.functions import exp32, log32, settle_function
 from vtrain.engine.ops.reduction import settled_sum
 from vtrain.engine.optable import register
+from vtrain.kernels import canonical
+from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor
 
 
 def _shifted(engine: Engine, x: Tensor, dim: int) -> Tensor:
     x = engine.lift(x)
-    return torch.sub(x, x.amax(dim, keepdim=True))
+    return torch.sub(x, x.amax(dim, keepdim=True).add_(0.0))  # a zero is +0, whichever one was found
 
 
 def _sum_keep(engine: Engine, x: Tensor, dim: int, part: str) -> Tensor:
     return settled_sum(engine, x, [dim % max(1, x.dim())], part=part).unsqueeze(dim)
+
+
+def _fixed(engine: Engine, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """The result of a fused kernel, the same bits as the sequence below it."""
+    return engine.finish(engine.fixed("", y, FLOAT32), dtype)
 
 
 def _out_dtype(x: Tensor, half_to_float: bool) -> torch.dtype:
@@ -33,6 +40,8 @@ def softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """exp(x - max) / sum(exp(x - max))."""
     if x.numel() == 0:
         return x.clone()
+    if engine.canonical:
+        return _fixed(engine, canonical.softmax("softmax", dim, x=engine.lift(x)), _out_dtype(x, half_to_float))
     e = exp32(engine, _shifted(engine, x, dim), "exp")
     return engine.finish(e.div_(_sum_keep(engine, e, dim, "sum")), _out_dtype(x, half_to_float))
 
@@ -49,6 +58,8 @@ def log_softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Ten
     """(x - max) - log(sum(exp(x - max)))."""
     if x.numel() == 0:
         return x.clone()
+    if engine.canonical:
+        return _fixed(engine, canonical.softmax("log_softmax", dim, x=engine.lift(x)), _out_dtype(x, half_to_float))
     shifted = _shifted(engine, x, dim)
     total = _sum_keep(engine, exp32(engine, shifted, "exp"), dim, "sum")
     return engine.finish(shifted.sub_(log32(engine, total, "log")), _out_dtype(x, half_to_float))
@@ -58,6 +69,8 @@ def log_softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Ten
 def softmax_backward(engine: Engine, grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """grad * y - y * sum(grad * y)."""
     grad, y = engine.lift(grad), engine.lift(y)
+    if engine.canonical:
+        return _fixed(engine, canonical.softmax("softmax", dim, y=y, grad=grad), dtype)
     gy = torch.mul(grad, y)
     return engine.finish(gy.sub_(torch.mul(y, _sum_keep(engine, gy, dim, "sum"))), dtype)
 
@@ -66,6 +79,8 @@ def softmax_backward(engine: Engine, grad: Tensor, y: Tensor, dim: int, dtype: t
 def log_softmax_backward(engine: Engine, grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """grad - exp(y) * sum(grad)."""
     grad = engine.lift(grad)
+    if engine.canonical:
+        return _fixed(engine, canonical.softmax("log_softmax", dim, y=engine.lift(y), grad=grad), dtype)
     e = exp32(engine, engine.lift(y), "exp")
     return engine.finish(torch.sub(grad, e.mul_(_sum_keep(engine, grad, dim, "sum"))), dtype)
 
@@ -181,7 +196,7 @@ def bce_with_logits(
 ) -> Tensor:
     """(1 - t) * x + w * (log1p(exp(-|x|)) + max(-x, 0)), w = 1 + (pos_weight - 1) * t."""
     x32, t = engine.lift(x), engine.lift(target)
-    soft = settle_function(engine, torch.log1p, exp32(engine, -x32.abs(), "exp"), part="log1p")
+    soft = settle_function(engine, "log1p", exp32(engine, -x32.abs(), "exp"), part="log1p")
     soft = soft.add_((-x32).clamp_min_(0.0))
     if pos_weight is not None:
         soft = torch.mul(soft, torch.add(torch.mul(torch.sub(engine.lift(pos_weight), 1.0), t), 1.0))

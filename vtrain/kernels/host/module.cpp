@@ -3,8 +3,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <array>
 #include <cstdlib>
@@ -12,6 +14,7 @@
 
 #include "../codes.hpp"
 #include "columns.hpp"
+#include "table.hpp"
 
 namespace nb = nanobind;
 using namespace vtrain;
@@ -47,6 +50,40 @@ const Variant* choose() {
 const Variant& variant() {
   static const Variant* v = choose();
   return *v;
+}
+
+// The tables of the variant in use.
+const std::array<HostTable, 3>& tables() {
+  static const std::array<HostTable, 3> t = [] {
+    const std::string name = variant().name;
+#if defined(VTRAIN_X86)
+    if (name == "avx512") return std::array<HostTable, 3>{products_avx512(), maps_avx512(), rows_avx512()};
+    if (name == "avx2") return std::array<HostTable, 3>{products_avx2(), maps_avx2(), rows_avx2()};
+#endif
+    return std::array<HostTable, 3>{products_generic(), maps_generic(), rows_generic()};
+  }();
+  return t;
+}
+
+// Names and sizes of arguments of all kernels, in the order in which `launch` numbers them.
+std::vector<std::pair<std::string, size_t>> kernels() {
+  std::vector<std::pair<std::string, size_t>> found;
+  for (const HostTable& t : tables())
+    for (size_t q = 0; q < t.count; q++) found.emplace_back(t.kernels[q].name, t.kernels[q].size);
+  return found;
+}
+
+void launch(size_t number, nb::bytes arguments, int threads) {
+  for (const HostTable& t : tables()) {
+    if (number >= t.count) { number -= t.count; continue; }
+    const HostKernel& k = t.kernels[number];
+    if (arguments.size() != k.size) throw std::invalid_argument(std::string(k.name) + ": wrong size of arguments");
+    const void* bytes = arguments.c_str();
+    nb::gil_scoped_release release;
+    k.run(bytes, threads);
+    return;
+  }
+  throw std::invalid_argument("no such kernel");
 }
 
 Job job_of(const GeometryTuple& g, const FormatTuple& f) {
@@ -199,6 +236,8 @@ int64_t ordered_scalar(double y, const FormatTuple& format) {
 
 NB_MODULE(_host, m) {
   m.def("variant", [] { return std::string(variant().name); });
+  m.def("kernels", &kernels);
+  m.def("launch", &launch);
   m.def("round_only", &round_only);
   m.def("replay", &replay);
   m.def("reduce", &reduce);
