@@ -32,10 +32,11 @@ VALUES: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.01},
     "schedule": {"name": "cosine", "warmup": 2},
 }
-CERTIFIED16 = {"target": "bfloat16", "threshold": "certified", "encoding": "sparse"}
-TERNARY16 = {"target": "bfloat16", "threshold": "certified", "encoding": "ternary"}
+# Everything is logged: these runs are there for their logs to be forged.
+CERTIFIED16 = {"target": "bfloat16", "threshold": "certified", "encoding": "sparse", "other": "logged"}
+TERNARY16 = {"target": "bfloat16", "threshold": "certified", "encoding": "ternary", "other": "logged"}
 # Much wider than certified: many whole values in the log, and entries that are beyond doubt for an auditor.
-GENEROUS32 = {"threshold": 3e-8, "encoding": "sparse"}
+GENEROUS32 = {"threshold": 3e-8, "encoding": "sparse", "other": "logged"}
 POLICIES: dict[str, dict[str, Any]] = {
     "float32": {}, "certified16": CERTIFIED16, "ternary16": TERNARY16, "generous32": GENEROUS32,
     "adaptive16": {"target": "bfloat16"},

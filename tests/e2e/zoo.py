@@ -1,7 +1,8 @@
 """The models that every release must train and audit: real library classes, unmodified, small, with dropout.
 
-``python zoo.py record|replay[:POLICY] DIR NAME...`` (POLICY: ``matmul=chain,other=logged``) trains or audits each named case in this process's arithmetic and prints one
-JSON line a case. The two differ in one line: the context manager.
+``python zoo.py record|replay[:POLICY] DIR NAME...`` (POLICY: ``matmul=chain,other=logged``) trains or
+audits each named case in this process's arithmetic and prints one JSON line a case. The two differ in one line: the
+context manager.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ REFUSED: dict[str, Callable[[], object]] = {
     "complex": lambda: torch.view_as_complex(X.view(8, 2)) * 2,
     "flash attention": lambda: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*[X.view(1, 1, 4, 4)] * 3),
     "fused optimizer": lambda: torch.ops.aten._fused_sgd_(
-        [X.clone()], [X], [], weight_decay=0.0, momentum=0.0, lr=0.1, dampening=0.0, nesterov=False, maximize=False,
-        is_first_step=True,
+        [X.bfloat16()], [X.bfloat16()], [], weight_decay=0.0, momentum=0.0, lr=0.1, dampening=0.0, nesterov=False,
+        maximize=False, is_first_step=True,
     ),
     "foreach without a twin": lambda: torch._foreach_lgamma([X]),
     "random without a definition": lambda: torch.poisson(X.abs()),

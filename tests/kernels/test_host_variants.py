@@ -1,4 +1,4 @@
-"""Every kernel gives the same bits on every instruction set, with any number of threads, and writes all of its result."""
+"""Every kernel: the same bits on every instruction set, with any number of threads, all of its result written."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def sums(r: Results, make: Callable[..., Tensor]) -> None:
                 continue
             mean = make(*(shape[d] for d in range(len(shape)) if d not in dims), seed=3)
             terms = math.prod(shape[d] for d in dims)
-            others = {"value": (), "square": (), "centred_square": (mean,), "product": (b,), "centred_product": (b, mean),
+            others = {"value": (), "square": (), "centred_square": (mean,), "product": (b,),
+                      "centred_product": (b, mean),
                       "normalised": (b, make(terms, seed=4), make(terms, seed=5))}  # fmt: skip
             for kind, rest in others.items():
                 r.add(f"sum {name} {dims} {kind}", canonical.sum_terms(kind, dims, x, *rest))

@@ -49,7 +49,8 @@ CASES: dict[str, Case] = {
     "product": (
         "product", lambda a, b, bias: canonical.product(a, b, bias),
         {"a": (2, 3, 4), "b": (2, 4, 5), "bias": (5,)},
-        {"a": [(3, 4), (1, 3, 4), (2, 3, 5)], "b": [(4, 5), (3, 4, 5), (2, 5, 5)], "bias": [(6,), (4, 1), (1, 2, 3, 5)]},
+        {"a": [(3, 4), (1, 3, 4), (2, 3, 5)], "b": [(4, 5), (3, 4, 5), (2, 5, 5)],
+         "bias": [(6,), (4, 1), (1, 2, 3, 5)]},
     ),
     "product_wide": (
         "product_wide", lambda a, b, bias: canonical.product(a, b, bias, wide=True),
@@ -94,7 +95,8 @@ CASES: dict[str, Case] = {
     "scatter": ("scatter", lambda values, x: canonical.scatter(values, torch.tensor([0, 1]), 3, x),
                 {"values": (2, 4), "x": (3, 4)}, {"values": [(3, 4)], "x": [(4, 4), (3, 5)]}),
     "running_sum": ("running_sum", lambda x: canonical.running_sum(x, 0), {"x": (3,)}, {}),
-    "sgd": ("sgd", _step("sgd"), {"param": (3, 2), "grad": (3, 2), "first": (3, 2)}, {"grad": [(4, 2)], "first": [(4, 2)]}),
+    "sgd": ("sgd", _step("sgd"), {"param": (3, 2), "grad": (3, 2), "first": (3, 2)},
+            {"grad": [(4, 2)], "first": [(4, 2)]}),
     "adam": ("adam", _step("adam"), {name: (3, 2) for name in ("param", "grad", "first", "second", "most")},
              {name: [(4, 2)] for name in ("grad", "first", "second", "most")}),
     "product sum": ("sum", _sum("product", "x", "b"), {"x": (3, 2), "b": (3, 2)}, {"b": [(3, 3)]}),
@@ -186,7 +188,7 @@ def test_kernels_of_float32_and_float64_take_nothing_else(f: Call, dtype: torch.
 
 @pytest.mark.parametrize("kind", ["square", "centred_square", "product", "centred_product", "normalised"])
 def test_sums_of_other_terms_take_float32_only(kind: str) -> None:
-    with pytest.raises(OperandError, match="^kernel sum: x is torch.float64, want torch.float32"):
+    with pytest.raises(OperandError, match=r"^kernel sum: x is torch.float64, want torch.float32"):
         canonical.sum_terms(kind, [0], ones(3).double(), ones(3), ones(1), ones(3))
 
 
@@ -198,9 +200,10 @@ def test_scatter_indices_out_of_range(index: list[int]) -> None:
 
 
 @pytest.mark.parametrize("index", [torch.tensor([0, 1, 2]), torch.tensor([0]), torch.tensor([[0, 1]]),
-                                   torch.tensor([0.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32)], ids=str)  # fmt: skip
+                                   torch.tensor([0.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32)],
+                         ids=str)  # fmt: skip
 def test_scatter_indices_of_the_wrong_number_or_type(index: Tensor) -> None:
-    with pytest.raises(OperandError, match="^kernel scatter: index"):
+    with pytest.raises(OperandError, match=r"^kernel scatter: index"):
         canonical.scatter(ones(2, 4), index, 3)
 
 
@@ -232,7 +235,7 @@ def test_a_real_argument_takes_numbers_alone() -> None:
     good = (*[None] * 6, 1, 1, 0.5)
     assert launch.packed("scatter", good) != launch.packed("scatter", (*good[:-1], 2))
     for wrong in (None, ones(1), "1"):
-        with pytest.raises(OperandError, match="^kernel scatter: argument 8 is .*, want kind 'd'"):
+        with pytest.raises(OperandError, match=r"^kernel scatter: argument 8 is .*, want kind 'd'"):
             launch.packed("scatter", (*good[:-1], wrong))  # type: ignore[arg-type]
 
 
@@ -249,9 +252,9 @@ def test_the_size_of_the_bytes() -> None:
 def test_an_extension_of_another_version_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     launch.check_signatures()
     monkeypatch.setitem(launch.SIGNATURES, "scatter", launch.SIGNATURES["running_sum"])
-    with pytest.raises(OperandError, match="^kernels scatter: the compiled extension is of another version"):
+    with pytest.raises(OperandError, match=r"^kernels scatter: the compiled extension is of another version"):
         launch.check_signatures()
     monkeypatch.undo()
     monkeypatch.delitem(launch.SIGNATURES, "sgd")
-    with pytest.raises(OperandError, match="^kernels sgd:"):
+    with pytest.raises(OperandError, match=r"^kernels sgd:"):
         launch.check_signatures()

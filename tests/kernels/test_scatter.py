@@ -83,5 +83,5 @@ def test_nothing_to_add() -> None:
 
 @pytest.mark.parametrize("wrong", [-1, 3, 2**40, -(2**62)])
 def test_an_index_out_of_range_is_refused(wrong: int) -> None:
-    with pytest.raises(OperandError, match="kernel scatter: index from .* want 0 to 2"):
+    with pytest.raises(OperandError, match=r"kernel scatter: index from .* want 0 to 2"):
         canonical.scatter(numbers(4, 5), torch.tensor([0, 1, wrong, 2]), 3)

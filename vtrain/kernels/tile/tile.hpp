@@ -14,7 +14,7 @@ template <class T> struct Lanes {
   VT_FN void fill(T x) { VT_EACH(q) v[q] = x; }
   // v = f(lane), for lanes below n; `rest` in the others.
   template <class F> VT_FN void load(int64_t n, T rest, const F& f) {
-    if (n < LANES) fill(rest);
+    fill(rest);
     each_lane(n, [&](int q) { v[q] = f(lane_of(q)); });
   }
   // f(lane, value) for lanes below n.
