@@ -23,6 +23,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.kernels
 
 paper: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.paper_scale
