@@ -316,10 +316,14 @@ def test_inspect(vtrain_: Call) -> None:
     assert "steps 0 to 6" in done.out and "aten.mm.default" in done.out and "total" in done.out
     found = json.loads(vtrain_("inspect", honest("certified16"), "--json", "--steps", "1:2").out)
     log = open_run(honest("certified16"))
-    total = next(row for row in found["operations"] if row["operation"] == "total")
+    total = next(row for row in found["operations"] if row["operation"] == "total logged")
     assert found["steps"] == [1, 2]
     assert total["entries"] == sum(int(log.log(step).sites[:, 3:5].sum()) for step in (1, 2)) > 0
     assert total["entries"] == sum(r["entries"] for r in found["operations"]) - total["entries"]
+    mixed = json.loads(vtrain_("inspect", honest(), "--json").out)["operations"]
+    kinds = {row["operation"]: row["canonical"] for row in mixed}
+    assert kinds["aten.mm.default"] is False and kinds["aten._log_softmax.default"] is True
+    assert all(row["entries"] == 0 for row in mixed if row["canonical"])
     assert vtrain_("inspect", honest(), "--steps", "2:9").code == 2
 
 

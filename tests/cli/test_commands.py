@@ -77,7 +77,13 @@ def test_verify_and_inspect_without_torch(no_torch: dict[str, str], key_file: Pa
     assert json.loads(done.stdout)["result"] == "well-formed"
     done = call("inspect", honest(), "--json", env=no_torch)
     rows = {row["operation"]: row for row in json.loads(done.stdout)["operations"]}
-    assert rows["total"]["values"] == sum(r["values"] for name, r in rows.items() if name != "total")
+    totals = ("total logged", "total canonical")
+    values = {
+        kind: sum(r["values"] for n, r in rows.items() if n not in totals and r["canonical"] == kind)
+        for kind in (False, True)
+    }
+    assert [rows[name]["values"] for name in totals] == [values[False], values[True]]
+    assert min(values.values()) > 0
     assert rows["aten.addmm.default"]["sites"] == 3 * STEPS
     table = call("inspect", honest(), "--steps", "1:2", env=no_torch)
     assert "aten.addmm.default" in table.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from device_helpers import ARCHITECTURES, prepare, ptx, require_nvrtc
+from device_helpers import ARCHITECTURES, prepare, ptx, require_nvrtc, single
 from ptx import parse
 from ptx_model import Module
 from rules import fused_operations, violations
@@ -70,11 +70,6 @@ FUSES = {
     "doubt_count": False,
     "doubt_write": False,
 }
-# A kernel by itself: its name, its arguments' struct, its header.
-ENTRY = """#include "{2}"
-extern "C" __global__ void vt_{0}(const vtrain::in_device::{1} a) {{
-  vtrain::in_device::kernel_{0}(vtrain::in_device::Grid(), a);
-}}"""
 CHANNEL_NORM = ("channel_norm", "ChannelArgs", "channels.hpp")
 SOFTMAX = ("softmax", "RowArgs", "rows.hpp")
 CONTRACTED = tuple("--fmad=true" if flag == "--fmad=false" else flag for flag in nvrtc.FLAGS)
@@ -121,7 +116,7 @@ def test_an_architecture(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_virtual_architecture_has_the_same_ptx(arch: str) -> None:
     names = (arch, arch.replace("sm_", "compute_"))
-    real, virtual = (nvrtc.compile_source(ENTRY.format(*SOFTMAX), name, "ptx") for name in names)
+    real, virtual = (single(*SOFTMAX, name) for name in names)
     assert real == virtual and len(real) > 10_000
 
 
@@ -138,28 +133,28 @@ def test_only_the_source_fuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- what the checks would see --------------------------------------------------------------------------------------
-def compiled(kernel: str, arguments: str, header: str, flags: tuple[str, ...] = nvrtc.FLAGS) -> Module:
-    """One kernel with flags of its own."""
-    text = ENTRY.format(kernel, arguments, header)
-    return parse(nvrtc.compile_source(text, "compute_80", "ptx", flags=flags))
+
+
+def compiled(kernel: tuple[str, str, str], flags: tuple[str, ...] = nvrtc.FLAGS) -> Module:
+    return parse(single(*kernel, flags=flags))
 
 
 def test_contraction_would_be_seen() -> None:
     table = {"channel_norm": False}
-    assert fusion_faults(compiled(*CHANNEL_NORM), table) == []
-    module = compiled(*CHANNEL_NORM, CONTRACTED)
+    assert fusion_faults(compiled(CHANNEL_NORM), table) == []
+    module = compiled(CHANNEL_NORM, CONTRACTED)
     assert CONTRACTED != nvrtc.FLAGS and fusion_faults(module, table) + violations(module) != []
 
 
 def test_a_fused_operation_that_is_gone_would_be_seen() -> None:
-    assert fusion_faults(compiled(*CHANNEL_NORM), {"channel_norm": True}) == ["channel_norm: 0"]
+    assert fusion_faults(compiled(CHANNEL_NORM), {"channel_norm": True}) == ["channel_norm: 0"]
 
 
 @pytest.mark.parametrize("flags,rule", [(APPROXIMATE, "inexact"), (FLUSHED, "ftz")])
 def test_inexact_division_would_be_seen(flags: tuple[str, ...], rule: str) -> None:
     assert flags != nvrtc.FLAGS
-    assert violations(compiled(*SOFTMAX)) == []
-    assert any(rule in line for line in violations(compiled(*SOFTMAX, flags)))
+    assert violations(compiled(SOFTMAX)) == []
+    assert any(rule in line for line in violations(compiled(SOFTMAX, flags)))
 
 
 def test_entries_that_are_missing_or_strange_would_be_seen() -> None:
@@ -168,6 +163,6 @@ def test_entries_that_are_missing_or_strange_would_be_seen() -> None:
     assert len(faults) == len(SIGNATURES) and "round" in "".join(faults)
     extra = parse(nvrtc.compile_source('extern "C" __global__ void other(int* x) { *x = 1; }', "sm_80", "ptx"))
     assert len(entry_faults(extra)) == len(SIGNATURES) + 1
-    assert entry_faults(compiled(*CHANNEL_NORM)) == [
+    assert entry_faults(compiled(CHANNEL_NORM)) == [
         line for line in entry_faults(Module()) if not line.startswith("vt_channel_norm:")
     ]
