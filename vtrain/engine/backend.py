@@ -10,6 +10,7 @@ import torch
 
 from vtrain import kernels
 from vtrain.errors import BackendError
+from vtrain.kernels import nvrtc
 from vtrain.profiles import profile
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
@@ -87,6 +88,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "kernels": kernels.variant(),
+        "kernel_sources": nvrtc.source_digest(),
         "threads": torch.get_num_threads(),
         "profile": profile(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

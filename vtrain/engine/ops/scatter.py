@@ -262,7 +262,7 @@ def adaptive_avg_pool2d(engine: Engine, x: Tensor, size: Sequence[int]) -> Tenso
     return settle_linear(engine, f, x, x.shape[-1] * x.shape[-2], x.dtype)
 
 
-@register("_adaptive_avg_pool2d_backward.default", cls=OpClass.VARYING)
+@register("_adaptive_avg_pool2d_backward.default", cls=OpClass.VARYING, version=2)
 def adaptive_avg_pool2d_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
     """Each window's share of its gradient."""
     (h, w), (oh, ow) = x.shape[-2:], grad.shape[-2:]

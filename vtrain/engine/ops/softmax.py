@@ -35,7 +35,7 @@ def _out_dtype(x: Tensor, half_to_float: bool) -> torch.dtype:
     return torch.float32 if half_to_float else x.dtype
 
 
-@register("_softmax.default")
+@register("_softmax.default", version=2)
 def softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """exp(x - max) / sum(exp(x - max))."""
     if x.numel() == 0:
@@ -53,7 +53,7 @@ def safe_softmax(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None 
     return torch.where((x == float("-inf")).all(dim, keepdim=True), torch.zeros((), dtype=y.dtype, device=y.device), y)
 
 
-@register("_log_softmax.default")
+@register("_log_softmax.default", version=2)
 def log_softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """(x - max) - log(sum(exp(x - max)))."""
     if x.numel() == 0:

@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <new>
 #ifdef VTRAIN_STD_THREADS
-#include <atomic>
 #include <thread>
 #include <vector>
 #endif
@@ -38,12 +37,14 @@ inline Scratch& scratch_of_thread() {
 }
 
 #ifdef VTRAIN_STD_THREADS
-// f() on each of n threads; they take the pieces from a counter.
-template <class F> void on_threads(int n, const F& f) {
-  std::vector<std::thread> others;
-  for (int t = 1; t < n; t++) others.emplace_back(f);
-  f();
-  for (std::thread& other : others) other.join();
+// f(piece) for all pieces, the n threads taking turns: nothing orders them, not even a counter, so that races show.
+template <class F> void on_threads(int n, int64_t count, const F& f) {
+  std::vector<std::thread> all;
+  for (int t = 0; t < n; t++)
+    all.emplace_back([&f, n, count, t] {
+      for (int64_t piece = t; piece < count; piece += n) f(piece);
+    });
+  for (std::thread& one : all) one.join();
 }
 #endif
 
@@ -54,10 +55,7 @@ struct Grid {
     if (count <= 0) return;
     const int n = static_cast<int>(count < threads ? count : threads);
 #ifdef VTRAIN_STD_THREADS
-    std::atomic<int64_t> next{0};
-    on_threads(n, [&] {
-      for (int64_t piece; (piece = next++) < count;) f(piece, scratch_of_thread());
-    });
+    on_threads(n, count, [&](int64_t piece) { f(piece, scratch_of_thread()); });
 #else
 #pragma omp parallel num_threads(n) if (n > 1)
     {
@@ -72,10 +70,7 @@ struct Grid {
     const int64_t useful = count * (each > 0 ? each : 1) / WORTH + 1;
     const int n = static_cast<int>(useful < threads ? useful : threads);
 #ifdef VTRAIN_STD_THREADS
-    std::atomic<int64_t> next{0};
-    on_threads(n, [&] {
-      for (int64_t piece; (piece = next++) < count;) f(piece);
-    });
+    on_threads(n, count, f);
 #else
 #pragma omp parallel for num_threads(n) schedule(static) if (n > 1)
     for (int64_t piece = 0; piece < count; piece++) f(piece);
