@@ -37,7 +37,8 @@ Tensor = torch.Tensor
 
 @functools.cache
 def module(arch: str) -> Any:
-    return parse(nvrtc.compile(arch, "ptx").decode())
+    # the virtual architecture: the same PTX, without the time for machine code
+    return parse(nvrtc.compile(arch.replace("sm_", "compute_"), "ptx").decode())
 
 
 @pytest.mark.timeout(300)
@@ -95,6 +96,12 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def uneven(*shape: int, seed: int = 0) -> Tensor:
+    """Numbers of 60 binades: their float64 sums round, so that the order of a sum shows."""
+    exponents = torch.randint(-30, 30, shape, generator=torch.Generator().manual_seed(seed + 100))
+    return torch.ldexp(numbers(*shape, seed=seed), exponents)
+
+
 def hard(n: int) -> Tensor:
     special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-40, 88.0, -104.0, 1.0, 3e38]
     return torch.cat([torch.tensor(special), numbers(n) * 3])
@@ -137,19 +144,19 @@ def elementwise() -> list[Tensor]:
 
 
 def sums() -> list[Tensor]:
-    found = [canonical.running_sum(numbers(3, 35, 2), dim) for dim in (0, 1, 2)]
+    found = [canonical.running_sum(uneven(3, 35, 2), dim) for dim in (0, 1, 2)]
     for area in (1, 4, 9, 33, 64):
-        x, b = numbers(5, 9, area), numbers(5, 9, area, seed=1)
-        mean = numbers(9)
+        x, b = uneven(5, 9, area), uneven(5, 9, area, seed=1)
+        mean = uneven(9)
         for dims in ([0], [1], [2], [0, 2], [0, 1, 2]):
             found += [canonical.sum_terms(kind, dims, x) for kind in ("value", "square")]
             found.append(canonical.sum_terms("product", dims, x, b))
         found.append(canonical.sum_terms("centred_square", [0, 2], x, mean))
         found.append(canonical.sum_terms("centred_product", [0, 2], x, b, mean))
-    x = numbers(70, 33)
-    found.append(canonical.sum_terms("normalised", [0], x, numbers(70, 33, seed=1), numbers(70), numbers(70, seed=2)))
+    x = uneven(70, 33)
+    found.append(canonical.sum_terms("normalised", [0], x, uneven(70, 33, seed=1), uneven(70), uneven(70, seed=2)))
     found.append(canonical.sum_terms("value", [0], x.double()))
-    found.append(canonical.scatter(numbers(20, 33), torch.arange(20) * 7 % 5, 6, numbers(6, 33), 0.3))
+    found.append(canonical.scatter(uneven(20, 33), torch.arange(20) * 7 % 5, 6, uneven(6, 33), 0.3))
     return found
 
 
@@ -229,6 +236,11 @@ def test_the_device_has_the_bits_of_the_host(group: str, arch: str, monkeypatch:
 def test_all_kernels_were_executed() -> None:
     if CALLED:  # not when tests run one by one
         assert set(SIGNATURES) == CALLED
+
+
+def test_the_order_of_these_sums_shows() -> None:
+    x = uneven(200, 70).double()
+    assert (x.sum(1) != x.flip(1).cumsum(1)[:, -1]).any()
 
 
 def test_doubt_is_what_tensor_operations_find() -> None:

@@ -48,7 +48,7 @@ VT_FN double erf_middle(double x) {
   return x + x * (-0x1.159c3d598df9ap-10 + (w.hi * q + (w.lo + z.lo) * -0x1.3353ac807ddcfp-2));
 }
 
-// From 6 on erf rounds to 1. Measured: at most 0.65 units.
+// From 6 on erf rounds to 1. Measured: at most 0.87 units.
 VT_FN double m_erf(double x) {
   const double a = magnitude_of(x), bounded = a < 6 ? a : 6.0;
   const double right = with_sign(erf_right(bounded), x);
@@ -88,7 +88,7 @@ VT_FN double erfc_middle(double x) {
   return s.hi + (s.lo - x * p);
 }
 
-// erfc(-x) = 2 - erfc x; beyond 28 it is below half the least subnormal number. Measured: at most 0.69 units.
+// erfc(-x) = 2 - erfc x; beyond 28 it is below half the least subnormal number. Measured: at most 0.80 units.
 VT_FN double m_erfc(double x) {
   const double a = magnitude_of(x), right = erfc_right(a < 28 ? a : 28.0);
   const double outside = x < 0 ? 2 - right : right;

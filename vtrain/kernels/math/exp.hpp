@@ -4,7 +4,7 @@
 // x - n L1 are exact, and t holds the rounding error of r. Then e^(r+t) = 1 + r + (r^2 Q(r) + t + t r), Q of degree 10
 // (error of r^2 Q: 2^-61). 1 + r is kept exactly, as two numbers, so that only the last addition and the parenthesis
 // (at most 0.07, relative error 2^-51) round: below 0.5 + 0.1 units in the last place. Measured:
-// at most 0.53 units.
+// at most 0.76 units, where the result is subnormal.
 #pragma once
 #include "dd.hpp"
 
@@ -71,7 +71,7 @@ VT_FN Pair expm1_pair(double x) {
 }
 
 // Below -60 the result is -1; from 60 on it is e^x. Of the smallest arguments the square underflows: they are the result,
-// signed zeros too. Measured: at most 0.52 units.
+// signed zeros too. Measured: at most 0.63 units.
 VT_FN double m_expm1(double x) {
   const double below = x > 60 ? 60.0 : x;
   const double y = expm1_pair(below < -60 ? -60.0 : below).hi;

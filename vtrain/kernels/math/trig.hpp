@@ -5,7 +5,7 @@
 // quadrant, and a fraction of a quarter turn in [-1/2, 1/2]. No double is nearer than 2^-62 to a multiple of pi/2 (Muller
 // 2016, section 11.3), so the fraction, as a pair of doubles, has a relative error below 2^-75. Then Taylor polynomials in
 // r^2, |r| <= pi/4, of degrees 8 and 7 (errors 2^-64 and 2^-61): only the last addition and terms below 0.1 of the result
-// round. Measured error: below 0.63 units in the last place.
+// round. Measured error: below 0.77 units in the last place.
 #pragma once
 #include "dd.hpp"
 
