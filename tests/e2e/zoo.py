@@ -258,16 +258,16 @@ def loop(case: Case, run: Any) -> None:
             schedule.step()
 
 
-def record_case(case: Case, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def record_case(case: Case, path: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     from trainer import record
 
-    policy = vtrain.Policy(**{**case.policy, **changes})
+    policy = vtrain.Policy(**{**case.policy, **(changes or {})})
     with record(path, model=case.model, optimizer=case.optimizer, policy=policy, seed=7, checkpoint_every=2) as run:
         loop(case, run)
     return {"finite": bool(all(p.isfinite().all() for p in run.model.parameters()))}
 
 
-def replay_case(case: Case, path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def replay_case(case: Case, path: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     from auditor import replay
 
     with replay(path, model=case.model, optimizer=case.optimizer) as run:
