@@ -66,6 +66,19 @@ def strange(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.where(rng.random(shape) < 0.05, rng.choice(np.array(SPECIAL, F32), shape), x))
 
 
+def half_way(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors (1, n, 2) and (1, 2, 1) whose sums lie beside the middle of two floats, too close to it for float64.
+
+    A float with an odd last bit, plus or minus half a unit of that bit less 2^-46 of it: the float itself is nearest,
+    but from the middle, which float64 makes of the sum, one rounds to an even last bit.
+    """
+    rng = np.random.default_rng([seed, n])
+    odd, unit = 2 * rng.integers(2**22, 2**23, n) + 1, np.ldexp(1.0, rng.integers(-90, 90, n))
+    signs = rng.choice([-1.0, 1.0], (2, n))
+    a = np.stack([signs[0] * odd * unit, signs[1] * unit / 2 * (1 + 2.0**-23)], 1).astype(F32)
+    return torch.from_numpy(a)[None], torch.tensor([[[1.0], [1 - 2.0**-23]]])
+
+
 def array(t: torch.Tensor | None) -> Array | None:
     """The tensor's values in an array of its own."""
     return None if t is None else np.array(t.numpy())

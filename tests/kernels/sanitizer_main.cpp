@@ -40,7 +40,7 @@ template <class Arguments> struct Cases;  // each(run): run(arguments) for some 
 
 template <> struct Cases<ProductArgs> {
   template <class F> static void each(const F& run) {
-    for (const Extent& e : {Extent{1, 1, 1, 1}, {13, 70, 257, 2}, {3, 5, 0, 1}, {241, 515, 3, 1}, {6, 33, 31, 3}}) {
+    for (const Extent& e : {Extent{13, 70, 257, 2}, {1, 1, 1, 1}, {3, 5, 0, 1}, {241, 515, 3, 1}, {6, 33, 31, 3}}) {
       const Floats a = numbers(e.batch * e.m * e.k), b = numbers(e.batch * e.k * e.n), bias = numbers(e.n);
       Floats y = results(e.batch * e.m * e.n);
       ProductArgs p{a.data(), b.data(), nullptr, y.data(), e.m, e.n, e.k, e.batch, e.k, 1, e.m * e.k, 1, e.n,
@@ -73,7 +73,7 @@ template <> struct Cases<ConvolutionArgs> {
 
 template <> struct Cases<MapArgs> {
   template <class F> static void each(const F& run) {
-    for (const int64_t n : {1, 33, 4096, 40001}) {
+    for (const int64_t n : {33, 1, 4096, 40001}) {
       const Floats x = numbers(n), other = numbers(n, 2);
       const Doubles wide = numbers<double>(n), exponents = numbers<double>(n, 2);
       Floats out = results(n);
@@ -167,7 +167,7 @@ template <> struct Cases<RunningArgs> {
 
 template <> struct Cases<StepArgs> {
   template <class F> static void each(const F& run) {
-    for (const int64_t n : {1, 33, 40001}) {
+    for (const int64_t n : {33, 1, 40001}) {
       const Floats grad = numbers(n);
       Floats param = numbers(n - MISSING, 2), first = numbers(n, 3), second = numbers(n, 4), most = numbers(n, 5);
       StepArgs a{param.data(), grad.data(), first.data(), second.data(), most.data(), n, 1, 0, 0, 1,

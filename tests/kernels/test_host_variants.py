@@ -17,7 +17,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from naive import Geometry, numbers, strange
+from naive import Geometry, half_way, numbers, strange
 
 from vtrain import kernels
 from vtrain.kernels import canonical, launch
@@ -53,6 +53,7 @@ def products(r: Results, make: Callable[..., Tensor]) -> None:
             r.add(f"product {wide} {m} {n} {k}", canonical.product(a, b, None, 1.0, 1.0, wide))
         a, b, bias = make(3, 40, 37, seed=3).mT, make(3, 30, 80, seed=4)[:, :, ::2].mT[:, :40], make(37, 1, seed=5)
         r.add(f"product {wide} strides", canonical.product(a, b, bias, -0.3, 1.7, wide))
+        r.add(f"product {wide} half way", canonical.product(*half_way(500), wide=wide))
         one = make(1, 1, 40, seed=6).expand(3, 50, 40)
         r.add(f"product {wide} expanded", canonical.product(one, b, make(30, seed=7), wide=wide))
 

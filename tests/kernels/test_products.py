@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
-from naive import array, assert_same, numbers, strange
+from naive import array, assert_same, half_way, numbers, strange
 
 from vtrain.kernels import canonical
 from vtrain.rounding import naive as rounding
@@ -71,15 +71,15 @@ def test_the_whole_range_of_numbers(wide: bool) -> None:
 
 
 def test_sums_half_way_between_floats() -> None:
-    """A product and a sum that two roundings, or one by way of float64, get wrong."""
-    one, ulp = 1.0, 2.0**-23
-    a = torch.tensor([[[one, 2.0**-12 * (1 + 2.0**-12)], [one + ulp, -(2.0**-12)], [one, 2.0**-40]]])
-    b = torch.tensor([[[one, one + ulp], [2.0**-12 * (1 + 2.0**-23), 2.0**-60]]])
-    for wide in (False, True):
-        check(a, b, None, 1.0, 1.0, wide)
-    tie = torch.tensor([[[1.0, 2.0**-24, 2.0**-60]]])
-    up = canonical.product(tie, torch.tensor([[[1.0], [1.0 + ulp], [1.0]]]))
-    assert up.item() == 1.0 + ulp  # 1 + 2^-24 (1 + 2^-23) lies above the tie; float64 would see the tie
+    """One rounding of a product and a sum is not two, nor one by way of float64."""
+    a, b = half_way(500)
+    check(a, b, None, 1.0, 1.0, False)
+    check(a, b, None, 1.0, 1.0, True)
+    once = canonical.product(a, b).flatten()
+    assert torch.equal(once, a[0, :, 0])
+    by_float64 = (a[0, :, 0].double() + a[0, :, 1].double() * b[0, 1].double()).float()
+    unfused = a[0, :, 0] + a[0, :, 1] * b[0, 1]
+    assert not bool((once == by_float64).any()) and not bool((once == unfused).all())
 
 
 @pytest.mark.parametrize(("wide", "half"), [(False, 2.0**25), (True, 2.0**54)], ids=["float", "double"])
