@@ -255,8 +255,7 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
             verdict.refute(Refuted(*found.difference))
         end = found.segment.last if found.difference is None else found.difference[0]
         _extend(verdict.replayed, (min(found.segment.first, end), end))  # it may differ on the way there
-    verdict.canonical = total.canonical
-    verdict.settled, verdict.entries, verdict.corrections = total.settled, total.entries, total.corrections
+    verdict.count(total)
 
 
 def _extend(ranges: list[tuple[int, int]], new: tuple[int, int]) -> None:

@@ -119,8 +119,7 @@ class replay:
         if found is not None:
             verdict.refute(found)
         verdict.replayed = [(0, done)] if done >= 0 else []
-        verdict.canonical = counts.canonical
-        verdict.settled, verdict.entries, verdict.corrections = counts.settled, counts.entries, counts.corrections
+        verdict.count(counts)
         if kind is None and verdict.verified and done < self._evidence.last_step:
             last = self._evidence.last_step
             raise IncompleteRunError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -14,6 +14,9 @@ from vtrain.commit.digest import file_digest
 from vtrain.errors import Refuted
 from vtrain.store.atomic import write_bytes
 from vtrain.store.layout import step_name
+
+if TYPE_CHECKING:
+    from auditor.replayer import Counts
 
 VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v1"
 VERIFIED, REFUTED = "verified", "refuted"
@@ -97,6 +100,11 @@ class Verdict:
         self.result = REFUTED
         self.first_bad_step, self.what, self.detail = found.step, found.what, found.detail
         self.violations = int(found.what == "log")
+
+    def count(self, found: Counts) -> None:
+        """Take over what was counted."""
+        self.canonical, self.settled = found.canonical, found.settled
+        self.entries, self.corrections = found.entries, found.corrections
 
     @property
     def detection(self) -> dict[str, str]:

@@ -14,11 +14,11 @@ import torch
 from vtrain.errors import OperandError
 from vtrain.kernels.launch import launch
 from vtrain.rounding.formats import Format
+from vtrain.rounding.generic import container
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
 F32, F64 = torch.float32, torch.float64
-_DTYPES = {"float32": F32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FUNCTIONS = frozenset(
     "exp exp2 expm1 log log2 log10 log1p tanh sigmoid erf erfc sin cos sqrt rsqrt".split()
 )  # pow has its own form
@@ -420,7 +420,7 @@ def _doubt(
 def round_to(y: Tensor, fmt: Format, signed: bool = True) -> Tensor:
     """y (float32 or float64, contiguous) rounded to ``fmt``, in its container; unsigned: all zeros become +0."""
     _checked("round", y, (F32, F64), y=y)
-    out = torch.empty(y.shape, dtype=_DTYPES[fmt.container], device=y.device)
+    out = torch.empty(y.shape, dtype=container(fmt), device=y.device)
     if y.numel():
         _doubt("round", y.contiguous(), out, fmt, None, 0.0, 0.0, signed, None, None, None, None)
     return out

@@ -171,6 +171,13 @@ VT_FN double root(double x) {
 #endif
 }
 
+// Whether a fused multiply-add is one instruction.
+#if VT_DEVICE || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr bool FUSES = true;
+#else
+constexpr bool FUSES = false;
+#endif
+
 // Fused multiply-add, one rounding.
 VT_FN double fused(double a, double b, double c) {
 #if VT_DEVICE

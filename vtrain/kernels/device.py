@@ -19,11 +19,17 @@ _BLOCKS_A_PROCESSOR = 8  # a persistent grid; results don't depend on it
 
 
 @functools.cache
-def _module(index: int) -> Any:
+def _cupy() -> Any:
     try:
         import cupy
     except ImportError as error:
         raise BackendError("kernels on a CUDA device need CuPy: install vtrain[cuda]") from error
+    return cupy
+
+
+@functools.cache
+def _module(index: int) -> Any:
+    cupy = _cupy()
     major, minor = torch.cuda.get_device_capability(index)
     with cupy.cuda.Device(index):
         return cupy.RawModule(path=str(nvrtc.cached(f"sm_{major}{minor}")))
@@ -40,8 +46,7 @@ def launch(device: torch.device, name: str, arguments: bytes) -> None:
     Raises:
         BackendError: CuPy or NVRTC is missing, or the kernels don't compile for this device.
     """
-    import cupy
-
+    cupy = _cupy()
     index = torch.cuda.current_device() if device.index is None else device.index
     blocks = _BLOCKS_A_PROCESSOR * torch.cuda.get_device_properties(index).multi_processor_count
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)

@@ -49,14 +49,18 @@ struct RowArgs {
   double eps;
 };
 
+// e = exp(x - top) into out; their sum.
+VT_FN float exp_sum(const float* x, float top, int64_t n, float* out) {
+  along(n, [&](int64_t i) { out[i] = exp_float(x[i] - top); });
+  return static_cast<float>(row_sum(n, [&](int64_t i) { return static_cast<double>(out[i]); }));
+}
+
 // e / sum(e), e = exp(x - max).
 VT_FN void kernel_softmax(const Grid& grid, const RowArgs& a) {
   grid.warps(a.rows, a.n, [&](int64_t row) {
     const float* x = a.x + row * a.n;
     float* out = a.out + row * a.n;
-    const float top = largest(x, a.n);
-    along(a.n, [&](int64_t i) { out[i] = exp_float(x[i] - top); });
-    const float total = static_cast<float>(row_sum(a.n, [&](int64_t i) { return static_cast<double>(out[i]); }));
+    const float total = exp_sum(x, largest(x, a.n), a.n, out);
     along(a.n, [&](int64_t i) { out[i] = out[i] / total; });
   });
 }
@@ -67,8 +71,7 @@ VT_FN void kernel_log_softmax(const Grid& grid, const RowArgs& a) {
     const float* x = a.x + row * a.n;
     float* out = a.out + row * a.n;
     const float top = largest(x, a.n);
-    along(a.n, [&](int64_t i) { out[i] = exp_float(x[i] - top); });
-    const float total = static_cast<float>(row_sum(a.n, [&](int64_t i) { return static_cast<double>(out[i]); }));
+    const float total = exp_sum(x, top, a.n, out);
     const float shift = static_cast<float>(m_log(static_cast<double>(total)));
     along(a.n, [&](int64_t i) {
       const float s = x[i] - top;

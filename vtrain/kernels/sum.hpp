@@ -54,8 +54,8 @@ template <class Term> VT_FN void sum_along(const Grid& grid, const Layout& x, co
     const bool whole = x.outer == 1 || x.cols == 0 || LANES % x.cols == 0;
     for (int64_t base = 0; base < n; base += LANES) {
       const int64_t at = start + (x.outer == 1 ? base * x.sc : x.offset(base));
-      const int64_t left = whole ? LANES : x.cols - base % x.cols;  // until the next stretch of `cols`
-      if (VECTORS && x.sc == 1 && (x.outer == 1 || left >= LANES) && !(whole && x.outer > 1 && x.cols < LANES))
+      const int64_t left = x.outer == 1 ? LANES : x.cols - base % x.cols;  // until the next stretch of `cols`
+      if (VECTORS && x.sc == 1 && left >= LANES)
         sum.feed(base, n, [&](int q) { return term(at + lane_of(q), row, base + lane_of(q)); });
       else if (whole)
         sum.feed(base, n, [&](int q) { return term(at + away.v[q], row, base + lane_of(q)); });
@@ -110,8 +110,8 @@ template <class X> struct Value {
   const X* x;
   VT_FN double operator()(int64_t at, int64_t, int64_t) const { return static_cast<double>(x[at]); }
 };
-template <class X> struct Square {
-  const X* x;
+struct Square {
+  const float* x;
   VT_FN double operator()(int64_t at, int64_t, int64_t) const {
     const double v = static_cast<double>(x[at]);
     return v * v;
@@ -158,7 +158,7 @@ VT_FN void kernel_sum(const Grid& grid, const SumArgs& s) {
   switch (s.term) {
     case 0: return sum(grid, x, Value<float>{a}, s.y);
     case 1: return sum(grid, x, Value<double>{static_cast<const double*>(s.a)}, s.y);
-    case 2: return sum(grid, x, Square<float>{a}, s.y);
+    case 2: return sum(grid, x, Square{a}, s.y);
     case 3: return sum(grid, x, CentredSquare{a, b}, s.y);
     case 4: return sum(grid, x, Product{a, b}, s.y);
     case 5: return sum(grid, x, CentredProduct{a, b, c}, s.y);

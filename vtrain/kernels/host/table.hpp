@@ -15,7 +15,7 @@ struct HostTable {
   size_t count;
 };
 
-// Products are in a table of their own, so that the two halves compile side by side.
+// Three tables, so that they compile side by side.
 HostTable products_generic();
 HostTable products_avx2();
 HostTable products_avx512();

@@ -28,12 +28,9 @@ VT_FN double leading_bits(double x) {
 // a b exactly, unless a b or its error is below the normal range. Both ways give the same bits: the error is exact.
 VT_FN Pair product(double a, double b) {
   const double p = a * b;
-#if VT_DEVICE || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return {p, fused(a, b, -p)};
-#else
+  if (FUSES) return {p, fused(a, b, -p)};
   const double ah = leading_bits(a), al = a - ah, bh = leading_bits(b), bl = b - bh;
   return {p, (((ah * bh - p) + ah * bl) + al * bh) + al * bl};
-#endif
 }
 
 // The functions of pairs below have relative errors of a few 2^-104, where nothing cancels.

@@ -1,8 +1,8 @@
 // Register tiles, 16 x 16, and values in the lanes of a warp: written once, since config.hpp says how much of one a thread
 // holds (HELD, WARP) and which part (held_row, held_column, lane_of).
 //
-//   Lanes<T>   32 values, one a lane.   map, load, store; fold(x, f): the tree over halves 16, 8, 4, 2, 1
-//   Tile<T>    16 x 16 values.          fill, map, load, store, each; row and column reductions;
+//   Lanes<T>   32 values, one a lane.   fill, load, each, merge; fold(x, f) of config.hpp: the tree over halves 16, 8, 4, 2, 1
+//   Tile<T>    16 x 16 values.          fill, map, merge, load, each;
 //                                       multiply_AB, multiply_ABt, multiply_AtB: chains of fused multiply-adds, k ascending
 #pragma once
 #include "../config.hpp"
