@@ -107,12 +107,19 @@ def test_the_profile_is_left_for_native(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["environment"]["profile"] == "native"
 
 
+def heeding_ctrl_c() -> None:
+    """As from a terminal: a shell starts background jobs, such as these tests may be, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.timeout(120)
 def test_ctrl_c_leaves_a_run_to_resume(job_file: Path, key_file: Path, tmp_path: Path) -> None:
     job_file.write_text(job_file.read_text().replace(f"steps = {STEPS}", "steps = 40"))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vtrain", "train", str(job_file), "--out", str(out), "--key", str(key_file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE, preexec_fn=heeding_ctrl_c
+    )
     while not (out / "checkpoints" / "000004").exists():
         assert process.poll() is None
         time.sleep(0.02)
