@@ -271,7 +271,7 @@ def verify_chunk(state_root: bytes, proof: ChunkProof, chunk: Bytes) -> None:
     wanted = min(CHUNK_BYTES, total - proof.chunk_index * CHUNK_BYTES)
     if not view.c_contiguous or view.nbytes != wanted:
         raise ProofError(f"chunk proof: chunk {proof.chunk_index} has {wanted} contiguous bytes, found {view.nbytes}")
-    leaf = merkle.leaf_hash(_canonical(proof.dtype, view.cast("B")))
+    leaf = merkle.leaf_hash(canonical_bytes(proof.dtype, view.cast("B")))
     chunk_root = merkle.root_from_inclusion(proof.chunk_index, count, leaf, proof.chunk_path)
     state_leaf = _state_leaf(proof.name, _header_digest(proof.dtype, proof.shape, total, chunk_root))
     merkle.verify_inclusion(proof.tensor_index, proof.tensor_count, state_leaf, proof.tensor_path, state_root)
@@ -354,10 +354,10 @@ def _chunk_hashes(tensors: Sequence[TensorBytes]) -> list[list[bytes]]:
 
 
 def _hash_batch(batch: list[tuple[str, memoryview]]) -> list[bytes]:
-    return [merkle.leaf_hash(_canonical(dtype, chunk)) for dtype, chunk in batch]
+    return [merkle.leaf_hash(canonical_bytes(dtype, chunk)) for dtype, chunk in batch]
 
 
-def _canonical(dtype: str, chunk: memoryview) -> memoryview:
+def canonical_bytes(dtype: str, chunk: memoryview) -> memoryview:
     """The chunk with canonical NaNs; the chunk itself, not a copy, when it has none.
 
     Above an IEEE format's infinity there are only NaNs: as signed integers the positive ones, as unsigned ones the

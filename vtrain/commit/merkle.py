@@ -47,7 +47,7 @@ def root(leaf_hashes: Sequence[bytes]) -> bytes:
     return level[0]
 
 
-def _split(size: int) -> int:
+def split(size: int) -> int:
     """Largest power of two smaller than ``size`` (>= 2): the leaves of the left subtree (RFC 6962 §2.1)."""
     return 1 << ((size - 1).bit_length() - 1)
 
@@ -95,7 +95,7 @@ class Tree:
             UsageError: the tree has no ``size`` leaves.
         """
         size = self._checked_size(size)
-        return self._range_root(0, size) if size else EMPTY_ROOT
+        return self.range_root(0, size) if size else EMPTY_ROOT
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
         """PATH(index, D[size]) of RFC 6962 §2.1.1: the siblings from the leaf up to the root.
@@ -109,12 +109,12 @@ class Tree:
         path: list[bytes] = []
         low, high = 0, size
         while high - low > 1:
-            middle = low + _split(high - low)
+            middle = low + split(high - low)
             if index < middle:
-                path.append(self._range_root(middle, high))
+                path.append(self.range_root(middle, high))
                 high = middle
             else:
-                path.append(self._range_root(low, middle))
+                path.append(self.range_root(low, middle))
                 low = middle
         return path[::-1]
 
@@ -130,16 +130,16 @@ class Tree:
         path: list[bytes] = []
         low, high = 0, new
         while 0 < old < high:
-            middle = low + _split(high - low)
+            middle = low + split(high - low)
             if old <= middle:
-                path.append(self._range_root(middle, high))
+                path.append(self.range_root(middle, high))
                 high = middle
             else:
-                path.append(self._range_root(low, middle))
+                path.append(self.range_root(low, middle))
                 low = middle
         # A subtree that starts at leaf 0 is the old tree itself, whose root the verifier already has.
         if low > 0:
-            path.append(self._range_root(low, high))
+            path.append(self.range_root(low, high))
         return path[::-1]
 
     def _checked_size(self, size: int | None) -> int:
@@ -149,7 +149,7 @@ class Tree:
             raise UsageError(f"no size {size} in a tree of {len(self)} leaves")
         return size
 
-    def _range_root(self, low: int, high: int) -> bytes:
+    def range_root(self, low: int, high: int) -> bytes:
         """Root over leaves [low, high), where ``low`` is a multiple of the largest power of two in ``high - low``."""
         peaks: list[bytes] = []
         while low < high:
