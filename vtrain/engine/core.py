@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import torch
 
+from vtrain.engine.definition import DefinitionFn
 from vtrain.engine.listener import Listener, ScaleFn, Site, Vary, round_result
 from vtrain.engine.randoms import PhiloxSource
 from vtrain.engine.workspace import Workspace
@@ -98,8 +99,9 @@ class Engine:
 
     # ---- settling -----------------------------------------------------------------------------------------------
     def settle(
-        self, part: str, y: torch.Tensor, scale: ScaleFn, fmt: Format, vary: Vary | None = None, signed: bool = False
-    ) -> torch.Tensor:
+        self, part: str, y: torch.Tensor, scale: ScaleFn, fmt: Format, vary: Vary | None = None, signed: bool = False,
+        definition: DefinitionFn | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Round a result computed in C; what was in doubt is logged, or decided by the log (numerics §3-5).
 
         Args:
@@ -109,11 +111,12 @@ class Engine:
             fmt: format to round to.
             vary: computes y in another order (see Listener.settle).
             signed: whether a zero keeps its sign (see Site).
+            definition: what y is exactly (see Site).
 
         Returns:
             New contiguous tensor of y's shape in the format's container.
         """
-        site = self._site(part, y, fmt, signed, False)
+        site = self._site(part, y, fmt, signed, False, definition)
         if y.numel() == 0:
             return torch.empty(y.shape, dtype=container(fmt), device=y.device)
         return self.listener.settle(site, y.contiguous(), scale, vary)
@@ -130,11 +133,14 @@ class Engine:
             return y
         return round_result(y.contiguous(), fmt, signed)
 
-    def _site(self, part: str, y: torch.Tensor, fmt: Format, signed: bool, canonical: bool) -> Site:
+    def _site(
+        self, part: str, y: torch.Tensor, fmt: Format, signed: bool, canonical: bool,
+        definition: DefinitionFn | None = None,
+    ) -> Site:  # fmt: skip
         name = f"{self.op}/{part}" if part else self.op
         key = (name, y.shape, fmt, canonical)
         number = self.names.get(key)
-        site = Site(self.step, self.seq, name, tuple(y.shape), fmt, signed, canonical)
+        site = Site(self.step, self.seq, name, tuple(y.shape), fmt, signed, canonical, definition)
         if number is None:
             number = self.names[key] = len(self.sites)
             self.sites.append(str(site))
@@ -143,11 +149,12 @@ class Engine:
         return site
 
     def function(
-        self, y: torch.Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA
-    ) -> torch.Tensor:
+        self, y: torch.Tensor, fmt: Format = FLOAT32, part: str = "", kappa: float = FUNCTION_KAPPA,
+        definition: DefinitionFn | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Settle an elementwise function computed in float64, s = |y|."""
         scale = Scale("function", 1, kappa, (1, 1, y.numel()), relative=True)
-        return self.settle(part, y, lambda: scale, fmt, signed=True)
+        return self.settle(part, y, lambda: scale, fmt, signed=True, definition=definition)
 
     # ---- composites compute in float32 with float64 behind it, whatever T is ---------------------------------------
     def wide(self, name: str, x: torch.Tensor) -> torch.Tensor:

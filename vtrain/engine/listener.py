@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
+from vtrain.engine.definition import DefinitionFn
 from vtrain.engine.workspace import result
 from vtrain.kernels import canonical
 from vtrain.kernels import round_to as round_on_host
@@ -29,6 +30,7 @@ class Site:
         signed: whether the sign of a zero is part of the result. A sum's is not: libraries that start it from its first
             term and those that start it from +0 give other signs where all terms are zero; so such a zero is +0.
         canonical: whether its arithmetic has one defined order, so that there is nothing to settle.
+        definition: gives what the exact result is a function of, for a dispute; None where it has no such form.
     """
 
     step: int
@@ -38,6 +40,7 @@ class Site:
     fmt: Format
     signed: bool = True
     canonical: bool = False
+    definition: DefinitionFn | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         kind = " canonical" if self.canonical else ""
@@ -69,6 +72,14 @@ class Listener(Protocol):
 
     def scalar(self, step: int, position: int, value: float) -> float:
         """The float64 host scalar to use in place of ``value`` (numerics §2)."""
+        ...
+
+
+class OperationListener(Listener, Protocol):
+    """A listener that also sees whole operations: a party to a dispute, which traces them."""
+
+    def operation(self, name: str, run: Callable[[tuple, dict], Any], args: tuple, kwargs: dict) -> Any:
+        """Run an operation, ``run(args, kwargs)``, and give its result."""
         ...
 
 

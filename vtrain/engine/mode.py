@@ -83,7 +83,13 @@ class EngineMode(TorchDispatchMode):
         runner = self._native(func, form) if form.entry.handler is None else self._handled(form)
         if form.entry.native_when is not None:
             runner = self._either(form.entry.native_when, self._native(func, form), runner)
+        runner = self._traced(str(func), runner)
         return self._with_scalars(form, runner) if form.scalars or form.scalar_kwargs else runner
+
+    def _traced(self, name: str, runner: Runner) -> Runner:
+        """The runner as a listener to whole operations runs it; itself for all others."""
+        operation = getattr(self.engine.listener, "operation", None)
+        return runner if operation is None else lambda args, kwargs: operation(name, runner, args, kwargs)
 
     def _with_scalars(self, form: Form, runner: Runner) -> Runner:
         """Host scalars are recorded, or replaced by the recorded ones, before anything sees them (numerics §2)."""

@@ -39,6 +39,26 @@ def sum_kappa(n: int, compute: str, extra: int = 0) -> float:
     return k / (1.0 - k * u) if k * u < 0.5 else float("inf")
 
 
+def product_kappa(k: int, compute: str) -> float:
+    """kappa of alpha * (sum of ``k`` products) + beta * bias: three roundings after the sum."""
+    return sum_kappa(k, compute, 3)
+
+
+def forward_kappa(depth: int, compute: str) -> float:
+    """kappa of a convolution's output, a sum of ``depth`` products and a bias."""
+    return sum_kappa(depth, compute, 1)
+
+
+def gradient_kappa(terms: int, compute: str) -> float:
+    """kappa of a convolution's gradients, sums of ``terms`` products."""
+    return sum_kappa(terms, compute)
+
+
+def settled_sum_kappa(n: int) -> float:
+    """kappa of a sum of ``n`` terms (or exact squares) in float64 over a divisor."""
+    return sum_kappa(n, "float64", 2)
+
+
 # Elementwise functions in float64, s = |y| unless said otherwise. The constant covers, with room:
 #   SLEEF (PyTorch's vectorised CPU functions): below 1.0 ulp = 2 u (Shibata and Petrogalli 2020, "u10" functions);
 #   Intel VML, HA mode: below 1 ulp (oneMKL vector statistics documentation);

@@ -76,3 +76,19 @@ def target_in_float32(target: str, bits: int) -> Format:
         raise JobError(f"bits is {bits}, but only target 'float32' can be restricted (target is {target!r})")
     narrow = NATIVE[target]
     return Format(f"{target}in32", "float32", narrow.p, narrow.emin, narrow.emax)
+
+
+def format_by_name(name: str) -> Format:
+    """The format of that name, as sites have it; hostile input.
+
+    Raises:
+        JobError: there is none.
+    """
+    if name in NATIVE:
+        return NATIVE[name]
+    if name.endswith("in32") and name.removesuffix("in32") in NATIVE:
+        return target_in_float32(name.removesuffix("in32"), 24)
+    bits = name.removeprefix("float32p")
+    if bits != name and bits.isascii() and bits.isdecimal() and len(bits) <= 2:
+        return target_in_float32("float32", int(bits))
+    raise JobError(f"format {name[:40]!r}; want a name as formats have it")

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.definition import Definition, DefinitionFn, dtype_name
 from vtrain.engine.ops.matmul import permutation, row_norms
 from vtrain.engine.ops.reduction import settled_sum
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
-from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.bounds import forward_kappa, gradient_kappa
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
@@ -115,8 +116,11 @@ def by_channel(engine: Engine, y: Tensor, dtype: torch.dtype, name: str = "b") -
     return out.copy_(y.reshape(samples, o, -1).transpose(0, 1)).view(o, -1)
 
 
-def _c_name(c: torch.dtype) -> str:
-    return str(c).removeprefix("torch.")
+def _definition(kind: str, s: Shape, c: torch.dtype, **operands: Tensor | None) -> DefinitionFn:
+    """What a convolution or one of its gradients is exactly."""
+    geometry = [s.n, s.c, s.h, s.w, s.o, s.kh, s.kw, *s.stride, *s.padding, *s.dilation, s.groups]
+    given = {name: t for name, t in operands.items() if t is not None}
+    return lambda: Definition(kind, {"geometry": geometry, "c": dtype_name(c)}, given)
 
 
 def _simple(s: Shape) -> bool:
@@ -193,7 +197,7 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
             into.add_(bias.to(c).view(1, -1, 1))
 
     def scale() -> Scale:
-        kappa = sum_kappa(s.depth, _c_name(c), 1)
+        kappa = forward_kappa(s.depth, dtype_name(c))
         rows = row_norms(weight.reshape(s.o, s.depth)).view(1, -1).expand(s.n, -1).contiguous()
         found = Scale("conv", s.depth, kappa, (s.n * g, s.o // g, s.area), row=rows, col=patch_norms(engine, x, s))
         if bias is None:
@@ -207,7 +211,9 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
         return other
 
     compute(y, None)
-    return engine.settle(part, y, scale, engine.format(x.dtype), vary).view(s.n, s.o, *s.out)
+    exactly = _definition("convolution", s, c, x=x, weight=weight, bias=bias)
+    y = engine.settle(part, y, scale, engine.format(x.dtype), vary, definition=exactly)
+    return y.view(s.n, s.o, *s.out)
 
 
 def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part: str) -> Tensor:
@@ -232,7 +238,7 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
     def scale() -> Scale:
         by_input = weight.view(g, og, cg, -1).transpose(1, 2).reshape(s.c, -1)
         rows = row_norms(by_input).view(1, -1).expand(s.n, -1).contiguous()
-        kappa = sum_kappa(terms, _c_name(c))
+        kappa = gradient_kappa(terms, dtype_name(c))
         return Scale("conv", terms, kappa, (s.n * g, cg, s.h * s.w), row=rows, col=spread_norms(engine, grad, s))
 
     def vary() -> Tensor:
@@ -241,7 +247,8 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
         return other
 
     compute(y, None)
-    return engine.settle(part, y, scale, engine.format(grad.dtype), vary)
+    exactly = _definition("input_gradient", s, c, grad=grad, weight=weight)
+    return engine.settle(part, y, scale, engine.format(grad.dtype), vary, definition=exactly)
 
 
 def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str) -> Tensor:
@@ -268,7 +275,7 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
     def scale() -> Scale:
         rows = _channel_norms(grad)
         cols = _tap_norms(x, s).view(g, s.depth)
-        return Scale("conv", terms, sum_kappa(terms, _c_name(c)), (g, og, s.depth), row=rows, col=cols)
+        return Scale("conv", terms, gradient_kappa(terms, dtype_name(c)), (g, og, s.depth), row=rows, col=cols)
 
     def vary() -> Tensor:
         other = torch.empty_like(y)
@@ -276,7 +283,9 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
         return other
 
     compute(y, False)
-    return engine.settle(part, y, scale, engine.format(grad.dtype), vary).view(s.o, cg, s.kh, s.kw)
+    exactly = _definition("weight_gradient", s, c, grad=grad, x=x)
+    y = engine.settle(part, y, scale, engine.format(grad.dtype), vary, definition=exactly)
+    return y.view(s.o, cg, s.kh, s.kw)
 
 
 def _channel_norms(x: Tensor) -> Tensor:

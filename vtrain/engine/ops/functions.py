@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vtrain.engine.core import F64, Engine
+from vtrain.engine.definition import Definition
 from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
@@ -22,7 +23,7 @@ def settle_function(
         return engine.fixed(part, canonical.function(name, _operand(x), _c_of(fmt)), fmt, signed=True)
     wide = engine.wide("x", x.contiguous())
     y = getattr(torch, name)(wide, out=engine.workspace.get("y", x.shape, torch.float64, x.device))
-    return engine.function(y, fmt, part, kappa)
+    return engine.function(y, fmt, part, kappa, lambda: Definition("function", {"name": name}, {"x": x}))
 
 
 def settle_power(engine: Engine, x: Tensor, exponent: float, fmt: Format = FLOAT32, part: str = "") -> Tensor:
@@ -33,7 +34,8 @@ def settle_power(engine: Engine, x: Tensor, exponent: float, fmt: Format = FLOAT
     # pow of a float64 base: glibc and CUDA document at most 2 ulp for any exponent
     wide = engine.wide("x", x.contiguous())
     y = torch.pow(wide, exponent, out=engine.workspace.get("y", x.shape, torch.float64, x.device))
-    return engine.function(y, fmt, part)
+    params = {"name": "pow", "exponent": float(exponent).hex()}
+    return engine.function(y, fmt, part, definition=lambda: Definition("function", params, {"x": x}))
 
 
 def _operand(x: Tensor) -> Tensor:

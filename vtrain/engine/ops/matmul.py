@@ -8,9 +8,10 @@ import torch
 
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.definition import Definition, dtype_name
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
-from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.bounds import product_kappa
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
@@ -58,7 +59,7 @@ def product(
     def scale() -> Scale:
         rows, cols = row_norms(a), row_norms(b.mT)
         batch = a.shape[0] if a.dim() == 3 else 1
-        kappa = sum_kappa(k, str(c).removeprefix("torch."), 3)
+        kappa = product_kappa(k, dtype_name(c))
         s = Scale(name, k, kappa, (batch, *shape[-2:]), row=rows if alpha == 1 else rows * abs(alpha), col=cols)
         if bias is None or beta == 0:
             s.empty = lambda: torch.matmul((a != 0).to(F32), (b != 0).to(F32)) == 0  # exact counts below 2^24
@@ -75,7 +76,14 @@ def product(
         other = torch.matmul(wide_a[..., order], wide_b[..., order, :]).mul_(alpha)
         return other if bias is None or beta == 0 else other.add_(bias.to(c) * beta)
 
-    return engine.settle(part, y, scale, engine.format(a.dtype), vary)
+    def definition() -> Definition:
+        has_bias = bias is not None and beta != 0
+        params = {"alpha": float(alpha).hex(), "beta": float(beta if has_bias else 0).hex(), "c": dtype_name(c)}
+        batched = (a, b.mT) if a.dim() == 3 else (a[None], b.mT[None])
+        operands = {"a": batched[0], "bt": batched[1]}
+        return Definition("product", params, {**operands, "bias": bias} if bias is not None and has_bias else operands)
+
+    return engine.settle(part, y, scale, engine.format(a.dtype), vary, definition=definition)
 
 
 def chain(

@@ -9,10 +9,11 @@ import torch
 
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine, over
+from vtrain.engine.definition import Definition, DefinitionFn
 from vtrain.engine.ops.functions import exp32, log32, power, settle_function, settle_power
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
-from vtrain.rounding.bounds import sum_kappa
+from vtrain.rounding.bounds import settled_sum_kappa, sum_kappa
 from vtrain.rounding.formats import FLOAT32, Format
 from vtrain.rounding.scale import Scale
 
@@ -67,8 +68,14 @@ def settled_sum(
     if divisor != 1.0:
         # by a tensor: an IEEE division on every device, so that an exact sum stays exact
         y, s = over(y, divisor), s / abs(divisor)
-    kappa = sum_kappa(n, "float64", 2)
-    return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), full=s.contiguous()), fmt)
+    kappa = settled_sum_kappa(n)
+    full = lambda: Scale("sum", n, kappa, (1, 1, y.numel()), full=s.contiguous())  # noqa: E731
+    return engine.settle(part, y, full, fmt, definition=_sum_definition(x, dims, divisor, False))
+
+
+def _sum_definition(x: Tensor, dims: Sequence[int], divisor: float, square: bool) -> DefinitionFn:
+    params = {"dims": list(dims), "divisor": float(divisor).hex(), "square": square}
+    return lambda: Definition("sum", params, {"x": x})
 
 
 def _fixed_sum(
@@ -131,8 +138,8 @@ def mean_square(engine: Engine, x: Tensor, dims: Sequence[int], divisor: float, 
     if engine.canonical:
         return _fixed_sum(engine, "square", x, dims, (), divisor, FLOAT32, part)
     y = squares(x, dims) / divisor
-    kappa = sum_kappa(n, "float64", 2)
-    return engine.settle(part, y, lambda: Scale("sum", n, kappa, (1, 1, y.numel()), relative=True), FLOAT32)
+    scale = Scale("sum", n, settled_sum_kappa(n), (1, 1, y.numel()), relative=True)
+    return engine.settle(part, y, lambda: scale, FLOAT32, definition=_sum_definition(x, dims, divisor, True))
 
 
 def squares(x: Tensor, dims: Sequence[int]) -> Tensor:
