@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from auditor.evidence import Evidence
+from auditor.examiner import Examiner
+from auditor.freedom import Freedom
 from vtrain import kernels
 from vtrain.commit.digest import StateDigest
 from vtrain.commit.leaf import Leaf
@@ -32,6 +35,7 @@ class Counts:
         canonical: values of canonical operations, which need no log.
         entries: decisions in the log.
         corrections: decisions that departed from the auditor's own rounding.
+        freedom: how far decisions lay from where rounding errors could decide them (numerics §9).
     """
 
     steps: int = 0
@@ -39,6 +43,7 @@ class Counts:
     canonical: int = 0
     entries: int = 0
     corrections: int = 0
+    freedom: Freedom = field(default_factory=Freedom)
 
     def add(self, other: Counts) -> None:
         """Take in another part's counts."""
@@ -47,6 +52,7 @@ class Counts:
         self.canonical += other.canonical
         self.entries += other.entries
         self.corrections += other.corrections
+        self.freedom.add(other.freedom)
 
 
 class Replayer:
@@ -66,7 +72,8 @@ class Replayer:
     def __init__(self, evidence: Evidence, scalar_ulps: int) -> None:
         self._evidence = evidence
         self._ulps = scalar_ulps
-        self.counts = Counts()
+        self._examiner = Examiner()
+        self.counts = Counts(freedom=self._examiner.freedom)
         self._sites: list[str] = []
         self._decisions = Decisions(_EMPTY)
         self._scalars: list[float] = []
@@ -87,6 +94,7 @@ class Replayer:
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """Compare what the step's leaf commits to."""
         leaf = self._leaf(done.step)
+        self._examiner.flush()
         if done.sites != leaf.sites:
             have = done.program.count(b'","') + 1
             raise Refuted(done.step, "sites", f"{have} settled results here, {len(self._sites)} in the run")
@@ -139,12 +147,14 @@ class Replayer:
         """Round y; where the log has entries, take them if they lie within the certified bound."""
         self._same_site(site)
         self.counts.settled += y.numel()
-        out, found, entries = self._decisions.settle(site, y, scale)
+        once = functools.cache(scale)
+        out, found, entries = self._decisions.settle(site, y, once)
         if found is not None:
             if found.fault:
                 self._refute(site, found)
             self.counts.entries += entries
             self.counts.corrections += found.corrections
+            self._examiner.examine(site, y, out, once, vary, self._decisions.taken())
         return out
 
     def canonical(self, site: Site) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditor.evidence import Evidence
+from auditor.freedom import Freedom, excess
 from vtrain.commit import heads, keys, statement
 from vtrain.commit.digest import file_digest
 from vtrain.errors import Refuted
@@ -51,6 +52,7 @@ class Verdict:
         canonical: values of canonical operations, which are the same on every machine and need no log.
         settled, entries, corrections: values settled, decisions in the log, decisions that departed from the
             auditor's own rounding.
+        freedom: how far decisions lay from where rounding errors could decide them.
         violations: logged decisions outside the certified bound.
         first_bad_step: where a refuted run first goes wrong; None otherwise.
         what: what differs there: ``data``, ``scalars``, ``log``, ``loss``, ``state``, ``sites``, ``steps`` or ``job``.
@@ -74,6 +76,7 @@ class Verdict:
     settled: int = 0
     entries: int = 0
     corrections: int = 0
+    freedom: Freedom = field(default_factory=Freedom)
     violations: int = 0
     first_bad_step: int | None = None
     what: str = ""
@@ -105,6 +108,9 @@ class Verdict:
         """Take over what was counted."""
         self.canonical, self.settled = found.canonical, found.settled
         self.entries, self.corrections = found.entries, found.corrections
+        self.freedom = found.freedom
+        if note := excess(found.freedom.kinds()):
+            self.notes.append(note)
 
     @property
     def detection(self) -> dict[str, str]:
@@ -126,6 +132,7 @@ class Verdict:
             "settled": self.settled,
             "entries": self.entries,
             "corrections": self.corrections,
+            "freedom": self.freedom.to_json(),
             "violations": self.violations,
             "firstBadStep": self.first_bad_step,
             "what": self.what,
@@ -161,6 +168,7 @@ class Verdict:
         lines.append(f"  values canonical {self.canonical:,}, the same on every machine")
         lines.append(f"  values settled  {self.settled:,}; decisions in the log {self.entries:,}")
         lines.append(f"  corrections     {self.corrections:,}; violations {self.violations}")
+        lines.append(f"  freedom         {self.freedom}")
         if self.sampled:
             odds = ", ".join(
                 f"{float(p):.1%} if {float(q):.0%} of segments were bad" for q, p in self.detection.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from vtrain import kernels
@@ -20,6 +21,8 @@ FAULTS = {
     6: "a logged value lies outside the certified bound",
 }
 OUTSIDE = 6
+# Of each byte of a ternary code, which of its five digits name a decision.
+_DIGITS = (np.arange(256)[:, None] // 3 ** np.arange(5) % 3) != 1
 
 
 class Decisions:
@@ -31,6 +34,7 @@ class Decisions:
 
     def __init__(self, log: StepLog) -> None:
         self._log = log
+        self._last: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._rows: dict[int, tuple[int, int, int, int]] = {}  # seq -> row, offsets into gaps, codes, values
         gaps = codes = values = 0
         for row, (seq, numel, encoding, narrow, wide, gap_bytes) in enumerate(log.sites.tolist()):
@@ -53,7 +57,7 @@ class Decisions:
         found = self._rows.pop(site.seq, None)
         if found is None:
             return round_result(y, site.fmt, site.signed), None, 0
-        row, g, c, v = found
+        row, g, c, v = self._last = found
         _, numel, encoding, narrow, wide, gap_bytes = self._log.sites[row].tolist()
         gaps = self._log.gaps[g : g + gap_bytes].tobytes()
         codes = self._log.codes[c : c + _code_bytes(numel, encoding, narrow)].tobytes()
@@ -67,6 +71,26 @@ class Decisions:
         geometry = kernels.geometry(y, out, s.shape, site.signed)
         replayed = kernels.replay(geometry, site.fmt, key, (numel, encoding, narrow, wide), gaps, codes, values)
         return out if device.type == "cpu" else out.to(device), replayed, narrow + wide
+
+    def taken(self) -> np.ndarray:
+        """Flat indices, int64, of the entries that ``settle`` took last, if it found no fault; in no order."""
+        row, g, c, _ = self._last
+        _, numel, encoding, narrow, _whole, gap_bytes = self._log.sites[row].tolist()
+        distances = _numbers(self._log.gaps[g : g + gap_bytes])
+        if not encoding:
+            return np.concatenate([np.cumsum(distances[:narrow]), np.cumsum(distances[narrow:])]) - 1
+        codes = self._log.codes[c : c + _code_bytes(numel, encoding, narrow)]
+        return np.concatenate([np.flatnonzero(_DIGITS[codes]), np.cumsum(distances) - 1])
+
+
+def _numbers(data: np.ndarray) -> np.ndarray:
+    """LEB128 numbers below 2^63, written without a fault."""
+    ends = np.flatnonzero(data < 0x80)
+    if ends.size == data.size:
+        return data.astype(np.int64)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(data.size) - np.repeat(starts, ends - starts + 1)
+    return np.add.reduceat((data & 0x7F).astype(np.int64) << (7 * place), starts)
 
 
 def _code_bytes(numel: int, encoding: int, narrow: int) -> int:

@@ -1,0 +1,136 @@
+"""Looking at decisions as they are replayed: how near an edge each was, and which departed (numerics §9)."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from auditor.freedom import Freedom, histogram
+from vtrain.engine.listener import ScaleFn, Site, Vary
+from vtrain.rounding import generic
+from vtrain.rounding.bounds import U
+from vtrain.rounding.formats import Format
+from vtrain.rounding.scale import Scale
+from vtrain.rounding.threshold import calibration_key
+
+Floats = npt.NDArray[np.float64]
+# Decisions examined of one result, at random where there are more; differences measured at one result.
+_MOST = 4096
+_SAMPLE = 1 << 16
+_BATCH = 1 << 14  # decisions that are judged in one go
+# Sums up to this length have no order that shows what fused and unfused arithmetic would.
+_SHORT = 8
+
+
+class Examiner:
+    """Counts for one replay. What it looks at, the trainer can't foresee: the draw is the auditor's own.
+
+    Attributes:
+        freedom: what was counted; complete after ``flush``.
+    """
+
+    def __init__(self) -> None:
+        self.freedom = Freedom()
+        self._random = np.random.default_rng(list(os.urandom(16)))
+        self._met: dict[str, int] = {}
+        self._waiting: dict[tuple[str, Format], list[Floats]] = {}
+
+    def examine(
+        self, site: Site, y: torch.Tensor, out: torch.Tensor, scale: ScaleFn, vary: Vary | None, index: np.ndarray
+    ) -> None:
+        """Count a settled result with decisions.
+
+        Args:
+            site: the result.
+            y: the auditor's value in C; overwritten by ``vary`` if that is called.
+            out: what it was settled to.
+            scale: its error scale.
+            vary: computes y in another order.
+            index: flat indices of its decisions, int64.
+        """
+        s = scale()
+        key = calibration_key(s.kind, s.length)
+        if index.size > _MOST:
+            index = np.unique(index[self._random.integers(0, index.size, _MOST)])
+        where = torch.from_numpy(index).to(y.device)
+        mine, taken = y.reshape(-1)[where].double(), out.reshape(-1)[where].double()
+        columns = torch.stack([mine, taken, scale_at(s, where, mine)]).cpu().numpy()
+        waiting = self._waiting.setdefault((key, site.fmt), [])
+        waiting.append(columns)
+        tally = self.freedom.at(key)
+        tally.unit = max(tally.unit, 2.0 * s.kappa**0.5 * U[str(y.dtype).removeprefix("torch.")])
+        if sum(c.shape[1] for c in waiting) > _BATCH:
+            self._judge(key, site.fmt)
+        # At the first result of a kind, the second, the fourth, ...: a vanishing share of an audit.
+        met = self._met[key] = self._met.get(key, 0) + 1
+        if vary is not None and s.length > _SHORT and met & (met - 1) == 0:
+            self._measure(key, s, y, vary)
+
+    def flush(self) -> None:
+        """Judge what is still waiting."""
+        for key, fmt in list(self._waiting):
+            self._judge(key, fmt)
+
+    def _judge(self, key: str, fmt: Format) -> None:
+        waiting = self._waiting.pop((key, fmt))
+        y, taken, s = np.concatenate(waiting, axis=1)
+        mine = generic.round_to(torch.from_numpy(y), fmt).double().numpy()
+        keep = np.isfinite(mine) & np.isfinite(taken)
+        y, taken, s, mine = y[keep], taken[keep], s[keep], mine[keep]
+        low, high = edges(mine, fmt)
+        departed = taken != mine
+        chosen_low, chosen_high = edges(taken[departed], fmt)
+        apart = np.where(taken[departed] > mine[departed], chosen_low - y[departed], y[departed] - chosen_high)
+        tally = self.freedom.at(key)
+        tally.sides += histogram(_ratio(y - low, s)) + histogram(_ratio(high - y, s))
+        tally.extents += histogram(_ratio(apart, s[departed]))
+        tally.entries += y.size
+        tally.departures += int(departed.sum())
+
+    def _measure(self, key: str, s: Scale, y: torch.Tensor, vary: Vary) -> None:
+        every = max(1, -(-y.numel() // _SAMPLE))
+        where = torch.arange(0, y.numel(), every, device=y.device)
+        mine = y.reshape(-1)[where].double()  # a copy: y may live in scratch memory that `vary` uses too
+        scale = scale_at(s, where, mine)
+        other = vary().reshape(-1)[where].double()
+        used = (scale > 0) & scale.isfinite() & mine.isfinite() & other.isfinite()
+        ratio = ((mine - other).abs()[used] / scale[used]).cpu().numpy()
+        self.freedom.at(key).differences += histogram(ratio)
+
+
+def _ratio(distance: Floats, s: Floats) -> Floats:
+    """distance / s; infinite where s is 0, so that nothing honest could differ."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.maximum(distance, 0.0) / s
+    return np.where(s > 0, ratio, np.inf)
+
+
+def edges(value: Floats, fmt: Format) -> tuple[Floats, Floats]:
+    """Ends of the interval of numbers that round to each finite value of a format; exact in float64."""
+    a = np.abs(value)
+    exponent = np.where(a > 0, np.frexp(a)[1] - 1, fmt.emin)
+    exponent = np.maximum(exponent, fmt.emin)
+    half = np.ldexp(0.5, exponent - fmt.p + 1)
+    # Below a power of two values lie twice as close, unless they are subnormal.
+    power = (a == np.ldexp(1.0, exponent)) & (exponent > fmt.emin)
+    inner, outer = a - np.where(power, half / 2, half), a + half
+    return np.where(value < 0, -outer, inner), np.where(value < 0, -inner, outer)
+
+
+def scale_at(scale: Scale, where: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """s of the elements with flat indices ``where`` and values ``y``, float64: ``Scale.dense`` for a few."""
+    if scale.relative:
+        return y.abs()
+    if scale.full is not None:
+        return scale.full.reshape(-1)[where]
+    _, rows, cols = scale.shape
+    column = where % cols
+    s = torch.ones_like(y)
+    if scale.row is not None:
+        s = s * scale.row.reshape(-1)[where // cols]
+    if scale.col is not None:
+        s = s * scale.col.reshape(-1)[where // (rows * cols) * cols + column]
+    return s if scale.bias is None else s + scale.bias.reshape(-1)[column]
