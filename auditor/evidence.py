@@ -10,20 +10,28 @@ What opening checks, in this order:
 5. ``attestation.json``, where the run is complete: signed by the key, about the last head's model file.
 
 What is not checked here: the content of log, checkpoints and programs. ``Evidence.log``, ``.checkpoint`` and ``.sites``
-compare each with its leaf when it is used, and ``auditor.verify`` all of them.
+compare each with its leaf when it is used, and ``auditor.verify`` all of them. ``Evidence.require_complete`` reads the
+last checkpoint: the attested file must hold the state that the last leaf commits to.
+
+A run may change while it is read. So what was checked is never read again from the disk: it is used from memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vtrain.commit import heads, keys, merkle, statement
-from vtrain.commit.digest import TensorBytes, file_digest, files_digest
+from vtrain.commit.chunks import chunks_digest
+from vtrain.commit.digest import StateDigest, TensorBytes, files_digest
 from vtrain.commit.leaf import Leaf, leaf_from_json
 from vtrain.errors import (
     CheckpointError,
@@ -34,22 +42,27 @@ from vtrain.errors import (
     MalformedRunError,
     SignatureError,
     TranscriptError,
+    UnsupportedError,
 )
 from vtrain.job import MAX_BYTES as MAX_JOB_BYTES
 from vtrain.job import Job, LoopJob, job_digest, parse_canonical
 from vtrain.store import canonical, transcript
-from vtrain.store.checkpoint import read_checkpoint
+from vtrain.store.checkpoint import MAX_FILE_BYTES, read_checkpoint, scan_checkpoint
 from vtrain.store.layout import Layout, check_tree, safe_open, step_name
-from vtrain.store.logformat import step_digest
-from vtrain.store.steplog import StepLog
-from vtrain.store.writer import KEY_NAME, RUN_PREDICATE
+from vtrain.store.logformat import OFFSETS, step_digest
+from vtrain.store.steplog import COLUMNS, SITE_COLUMNS, StepLog
+from vtrain.store.writer import KEY_NAME, MAX_PROGRAM_BYTES, RUN_PREDICATE
 
-MAX_PROGRAM_BYTES = 64 << 20
-MAX_SITES = 10_000_000
+if TYPE_CHECKING:
+    from vtrain.store.logread import SegmentLog
+
+# A statement about a run, with what the trainer says of its machine.
+MAX_ATTESTATION_BYTES = 1 << 20
 # A step has far fewer host scalars than sites; this only bounds memory.
-_MAX_SCALARS = 10_000_000
-# Bytes of log that one element can take: a gap of up to 7 bytes, a whole value of 4, a share of a code.
-_BYTES_AN_ELEMENT = 12
+_MAX_SCALARS = 1 << 20
+_SITE = re.compile(r"[ -~]{1,1000}")
+_SHAPE = re.compile(r"[ -~]*\[((?:\d{1,15}(?:, \d{1,15}){0,63})?)\]", re.ASCII)
+_MAX_ELEMENTS = 2**48
 
 
 @dataclass
@@ -79,8 +92,10 @@ class Evidence:
     tree: merkle.Tree
     notes: list[str]
     attestation: dict[str, Any] | None = None
-    _segment: Any = field(default=None, repr=False)
+    _final: StateDigest | None = field(default=None, repr=False)
+    _segment: SegmentLog | None = field(default=None, repr=False)
     _programs: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    _bounds: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
 
     @property
     def last_step(self) -> int:
@@ -92,17 +107,52 @@ class Evidence:
         """Steps whose leaves carry a state digest, ascending."""
         return [leaf.step for leaf in self.leaves if leaf.state]
 
+    @property
+    def subject(self) -> tuple[str, str]:
+        """Name and SHA-256 (hex) of the file that the attestation is about; of a complete run."""
+        assert self.attestation is not None
+        found = self.attestation["subject"][0]
+        return found["name"], found["digest"]["sha256"]
+
     def require_complete(self) -> None:
-        """Check that the run did all that its job promises.
+        """Check that the run did all that its job promises, and ends in the model that it attests.
 
         Raises:
             IncompleteRunError: it did not.
+            CheckpointError: the last checkpoint is not the state that the last leaf commits to.
+            MalformedRunError: the attested file is another one.
         """
         wanted = self.job.train.steps if isinstance(self.job, Job) else None
         if wanted is not None and self.last_step != wanted:
             raise IncompleteRunError(f"{self.layout.root}: {self.last_step} steps; the job promises {wanted}")
         if self.attestation is None:
             raise IncompleteRunError(f"{self.layout.root}: no attestation; the run was not finished")
+        self.state(self.last_step)
+
+    def state(self, step: int) -> StateDigest:
+        """The digest of a checkpoint, which is what its leaf commits to; reads it in a few MiB of memory.
+
+        Raises:
+            CheckpointError: missing, corrupt, or not what the leaf commits to.
+            MalformedRunError: it is the last, and the attestation is about another model file.
+        """
+        if step == self.last_step and self._final is not None:
+            return self._final
+        scanned = scan_checkpoint(self.layout, step)
+        found = chunks_digest({name: file.tensors for name, file in scanned.items()})
+        self._committed(step, found)
+        if step == self.last_step and self.attestation is not None:
+            name, sha256 = self.subject
+            if "model" not in scanned or scanned["model"].sha256 != sha256:
+                raise MalformedRunError(f"attestation.json: its subject is not the file {name}")
+            self._final = found
+        return found
+
+    def _committed(self, step: int, found: StateDigest) -> None:
+        if found.text != self.leaves[step].state:
+            raise CheckpointError(
+                f"checkpoints/{step_name(step)}: state {found.text}; the leaf commits to {self.leaves[step].state}"
+            )
 
     def sites(self, step: int) -> list[str]:
         """The sequence of sites that a step commits to: operation, format and shape of each settled result.
@@ -118,21 +168,46 @@ class Evidence:
                 raise MalformedRunError(f"programs/{name}.json: has another SHA-256")
             value = statement.strict_json(data, f"programs/{name}.json")
             sites = value.get("sites") if isinstance(value, dict) else None
-            if not isinstance(sites, list) or len(sites) > MAX_SITES or not all(isinstance(s, str) for s in sites):
+            if not isinstance(sites, list) or not all(isinstance(s, str) and _SITE.fullmatch(s) for s in sites):
                 raise MalformedRunError(f"programs/{name}.json: not a list of sites")
             self._programs[name] = sites
         return self._programs[name]
 
     def log(self, step: int) -> StepLog:
-        """A step's rounding log.
+        """A step's rounding log, in memory: at most what the sites that the step commits to can take.
+
+        Raises:
+            LogError: missing, corrupt, or not what the leaf commits to.
+            UnsupportedError: it takes more than half of this machine's memory.
+        """
+        segment = self._segment_of(step)
+        wanted = sum(np.dtype(COLUMNS[name]).itemsize * size for name, size in segment.sizes(step).items())
+        if 2 * wanted > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise UnsupportedError(f"step {step}: a log of {wanted} bytes; half of this machine's memory is less")
+        log = segment.step(step)
+        self._same_log(step, step_digest(log))
+        return log
+
+    def measure(self, step: int) -> int:
+        """Check a step's rounding log as :meth:`log` does, in little memory; the number of its decisions.
 
         Raises:
             LogError: missing, corrupt, or not what the leaf commits to.
         """
-        from vtrain.store.log import SegmentLog, read_segment  # zarr: only where a log is read
+        digest, decisions = self._segment_of(step).measure(step)
+        self._same_log(step, digest)
+        return decisions
+
+    def _same_log(self, step: int, found: bytes) -> None:
+        if found.hex() != self.leaves[step].log:
+            raise LogError(f"step {step}: the rounding log is not what the leaf commits to")
+
+    def _segment_of(self, step: int) -> SegmentLog:
+        """The segment that holds a step, no larger there than the step's sites allow."""
+        from vtrain.store.logread import read_segment  # zarr: only where a log is read
 
         segment = self._segment
-        if not isinstance(segment, SegmentLog) or not segment.first <= step <= segment.last:
+        if segment is None or not segment.first <= step <= segment.last:
             ends = [s for s in self.checkpoints if s >= step]
             if not ends:
                 raise LogError(f"step {step}: no segment of the log holds it")
@@ -140,34 +215,45 @@ class Evidence:
             begins = max((s for s in self.checkpoints if s < ends[0]), default=-1) + 1
             if segment.first != begins:
                 raise LogError(f"log segment {ends[0]} begins at step {segment.first}; expected {begins}")
-        log = segment.step(step)
-        if step_digest(log).hex() != self.leaves[step].log:
-            raise LogError(f"step {step}: the rounding log is not what the leaf commits to")
-        return log
+        bounds, sizes = self._step_bounds(step), segment.sizes(step)
+        for name, size in sizes.items():
+            if size > bounds[name]:
+                raise LogError(f"step {step}: {name} has {size} elements; its sites allow {bounds[name]}")
+        return segment
 
-    def checkpoint(self, step: int) -> dict[str, dict[str, TensorBytes]]:
-        """The tensors of a checkpoint by file and name.
+    def checkpoint(self, step: int, max_bytes: int = MAX_FILE_BYTES) -> dict[str, dict[str, TensorBytes]]:
+        """The tensors of a checkpoint by file and name, in memory.
+
+        Args:
+            step: which.
+            max_bytes: bound on each of its files.
 
         Raises:
             CheckpointError: missing, corrupt, or not what the leaf commits to.
+            PathError: a file is larger than `max_bytes`.
         """
-        files, _ = read_checkpoint(self.layout, step)
-        found = files_digest(files).text
-        if found != self.leaves[step].state:
-            raise CheckpointError(
-                f"checkpoints/{step_name(step)}: state {found}; the leaf commits to {self.leaves[step].state}"
-            )
+        files, _ = read_checkpoint(self.layout, step, max_bytes=max_bytes)
+        self._committed(step, files_digest(files))
         return files
 
+    def _step_bounds(self, step: int) -> dict[str, int]:
+        """Elements that each column of a step's log can have at most, from the sizes of its sites."""
+        name = self.leaves[step].sites
+        if name not in self._bounds:
+            logged = [numel(site) for site in self.sites(step) if not is_canonical(site)]
+            total = sum(logged)
+            sites = SITE_COLUMNS * len(logged)
+            self._bounds[name] = {
+                "sites": sites, "gaps": 7 * total, "codes": total, "values": total, "scalars": _MAX_SCALARS
+            }  # fmt: skip
+        return self._bounds[name]
+
     def _log_bound(self, last: int) -> int:
-        """Bytes that the log of a segment can have at most, from the sizes of its sites."""
+        """Bytes that the log of a segment can have at most."""
         first = max((s for s in self.checkpoints if s < last), default=-1) + 1
-        distinct = {self.leaves[s].sites: s for s in range(first, last + 1)}.values()
-        per_step = max(
-            sum(_BYTES_AN_ELEMENT * numel(site) + 48 for site in self.sites(s) if not is_canonical(site))
-            for s in distinct
-        )
-        return (last - first + 1) * (per_step + 8 * _MAX_SCALARS)
+        widths = {name: np.dtype(dtype).itemsize for name, dtype in COLUMNS.items()}
+        steps = [self._step_bounds(step) for step in range(first, last + 1)]
+        return sum(OFFSETS.row_bytes + sum(widths[name] * bound for name, bound in step.items()) for step in steps)
 
 
 def is_canonical(site: str) -> bool:
@@ -181,15 +267,13 @@ def numel(site: str) -> int:
     Raises:
         MalformedRunError: the text names no shape.
     """
-    _, _, shape = site.rpartition("[")
-    try:
-        count = 1
-        for part in shape.removesuffix("]").split(","):
-            count *= int(part) if part.strip() else 1
-    except ValueError as error:
-        raise MalformedRunError(f"site {site[:100]!r} has no shape") from error
-    if not 0 <= count < 2**48:
-        raise MalformedRunError(f"site {site[:100]!r}: {count} elements")
+    found = _SHAPE.fullmatch(site)
+    if found is None:
+        raise MalformedRunError(f"site {site[:100]!r} has no shape")
+    extents = [int(part) for part in found[1].split(", ") if part]
+    count = math.prod(extents)
+    if count >= _MAX_ELEMENTS:
+        raise MalformedRunError(f"site {site[:100]!r}: {count} elements; expected fewer than {_MAX_ELEMENTS}")
     return count
 
 
@@ -211,7 +295,7 @@ def open_run(path: Path, expected_key: Ed25519PublicKey | None = None) -> Eviden
     job = parse_canonical(data, canonical.loads(data, where="job.json", floats=True), "job.json")
     digest = job_digest(data)
     key = _key(layout, expected_key)
-    leaves, found, notes, tree = _transcript(layout, key, digest)
+    leaves, found, notes, tree = _transcript(layout, key, digest, _most_lines(job))
     evidence = Evidence(layout, job, digest, key, expected_key is not None, leaves, found, tree, notes)
     if layout.attestation.exists():
         evidence.attestation = _attestation(evidence)
@@ -232,15 +316,20 @@ def _key(layout: Layout, expected: Ed25519PublicKey | None) -> Ed25519PublicKey:
     return own
 
 
+def _most_lines(job: Job | LoopJob) -> int:
+    """A leaf for each step and the initialisation, and at most one head after each; some more, to be able to count."""
+    return 2 * (job.train.steps + 1) + 1000 if isinstance(job, Job) else transcript.MAX_LINES
+
+
 def _transcript(
-    layout: Layout, key: Ed25519PublicKey, digest: bytes
+    layout: Layout, key: Ed25519PublicKey, digest: bytes, max_lines: int
 ) -> tuple[list[Leaf], list[heads.Head], list[str], merkle.Tree]:
     """Leaves up to the last head, the heads, their notes, and the tree over the leaves."""
     leaves: list[Leaf] = []
     hashes: list[bytes] = []
     found: list[heads.Head] = []
     notes: list[str] = []
-    for line, value in transcript.read(layout.transcript).lines:
+    for line, value in transcript.walk(layout.transcript, max_lines=max_lines):
         if value["type"] == "leaf":
             leaves.append(leaf_from_json(value, len(leaves)))
             hashes.append(merkle.leaf_hash(line))
@@ -252,6 +341,8 @@ def _transcript(
             raise TranscriptError(f"head of size {head.size}: is of another job")
         if head.size != len(leaves):
             raise TranscriptError(f"head of size {head.size} after {len(leaves)} leaves")
+        if found and head.size == found[-1].size:
+            raise TranscriptError(f"head of size {head.size}: is there twice")
         found.append(head)
         notes.append(value["note"])
     if not found:
@@ -265,8 +356,8 @@ def _transcript(
 def _attestation(evidence: Evidence) -> dict[str, Any]:
     """The trainer's statement, if it is by the key and about this run's last model."""
     layout = evidence.layout
-    with safe_open(layout.root, "attestation.json", max_bytes=statement.MAX_ENVELOPE_BYTES) as handle:
-        envelope = handle.read(statement.MAX_ENVELOPE_BYTES + 1)
+    with safe_open(layout.root, "attestation.json", max_bytes=MAX_ATTESTATION_BYTES) as handle:
+        envelope = handle.read(MAX_ATTESTATION_BYTES + 1)
     found = statement.open_statement(envelope, evidence.key, RUN_PREDICATE)
     predicate, subject = found["predicate"], found["subject"][0]
     name = f"checkpoints/{step_name(evidence.last_step)}/model.safetensors"
@@ -276,8 +367,6 @@ def _attestation(evidence: Evidence) -> dict[str, Any]:
     head = heads.open_head(note if isinstance(note, str) else "", evidence.key, KEY_NAME)
     if head != evidence.heads[-1]:
         raise EquivocationError("attestation.json: its head is not the transcript's last one")
-    if not (layout.root / name).is_file():
-        raise CheckpointError(f"{layout.root / name}: missing; the attestation is about it")
-    if subject["name"] != name or subject["digest"]["sha256"] != file_digest(layout.root / name):
-        raise MalformedRunError(f"attestation.json: its subject is not the file {name}")
+    if subject["name"] != name:
+        raise MalformedRunError(f"attestation.json: its subject is {subject['name'][:200]!r}; expected {name}")
     return found

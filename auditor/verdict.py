@@ -11,10 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from auditor.evidence import Evidence
 from auditor.freedom import Freedom, excess
 from vtrain.commit import heads, keys, statement
-from vtrain.commit.digest import file_digest
 from vtrain.errors import Refuted
 from vtrain.store.atomic import write_bytes
-from vtrain.store.layout import step_name
 
 if TYPE_CHECKING:
     from auditor.replayer import Counts
@@ -190,7 +188,6 @@ class Verdict:
 
 def begin(evidence: Evidence, environment: dict[str, Any]) -> Verdict:
     """A verdict with nothing replayed yet, result ``verified``."""
-    name = f"checkpoints/{step_name(evidence.last_step)}/model.safetensors"
     attested = evidence.attestation["predicate"].get("environment") if evidence.attestation else None
     theirs = attested if isinstance(attested, dict) else {}
     verdict = Verdict(
@@ -202,7 +199,7 @@ def begin(evidence: Evidence, environment: dict[str, Any]) -> Verdict:
         steps=evidence.last_step,
         replayed=[],
         segments=len(evidence.checkpoints),
-        subject=(name, file_digest(evidence.layout.root / name)),
+        subject=evidence.subject,
         environment=environment,
         trainer=theirs,
     )

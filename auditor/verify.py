@@ -1,7 +1,7 @@
 """Everything about a run that can be checked without repeating it (protocol §4-7). Imports no torch.
 
 1. - 5. Layout, job, key, transcript with signed heads, attestation: see ``auditor.evidence``.
-6. The run is complete: as many steps as the job promises, and attested.
+6. The run is complete: as many steps as the job promises, and attested; the attested file holds the committed state.
 7. Every program file has the SHA-256 that leaves name it by, and names sites with shapes.
 8. Every step's rounding log is there, well-formed, and what the step's leaf commits to; nothing else is in the log.
 9. Every checkpoint has the state digest that its leaf commits to; there are no others.
@@ -80,8 +80,7 @@ def _logs(evidence: Evidence, on_step: Callable[[int, int], None]) -> int:
         raise LogError(f"log segments end at steps {found[:20]}; the leaves' checkpoints are {wanted[:20]}")
     entries = 0
     for leaf in evidence.leaves:
-        log = evidence.log(leaf.step)
-        entries += int(log.sites[:, 3:5].sum())
+        entries += evidence.measure(leaf.step)
         on_step(leaf.step, evidence.last_step)
     return entries
 
@@ -91,5 +90,5 @@ def _checkpoints(evidence: Evidence) -> int:
     if found != wanted:
         raise CheckpointError(f"checkpoints at steps {found[:20]}; the leaves' are {wanted[:20]}")
     for step in wanted:
-        evidence.checkpoint(step)
+        evidence.state(step)
     return len(wanted)

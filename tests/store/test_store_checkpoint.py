@@ -124,7 +124,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "unknown field": (raw(one(strides=[1]), bytes(8)), "expected dtype, shape"),
     "missing field": (raw('{"x":{"dtype":"U8","shape":[0]}}'), "expected dtype, shape"),
     "entry": (raw('{"x":1}'), "expected dtype, shape"),
-    "dtype": (raw(one(dtype="F8_E4M3"), bytes(8)), "dtype F8_E4M3"),
+    "dtype": (raw(one(dtype="F8_E4M3"), bytes(8)), "dtype 'F8_E4M3'"),
     "dtype of another type": (raw(one(dtype=["F32"]), bytes(8)), "dtype"),
     "negative shape": (raw(one(shape=[-2]), bytes(8)), "are not sizes"),
     "float shape": (raw(one(shape=[2.0]), bytes(8)), "are not sizes"),

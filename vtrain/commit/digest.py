@@ -42,6 +42,8 @@ STATE_FORMAT = "vtrain-state-v1-sha256-1MiB"
 _BATCH_BYTES = 4 * CHUNK_BYTES
 # Integers above this are not exact in JSON (RFC 8785 §3.2.2.3).
 _MAX_INTEGER = 2**53 - 1
+# torch's and numpy's own limit.
+_MAX_RANK = 64
 # Buffer formats (of Python's struct module) of plain numbers.
 _NUMBER_FORMATS = frozenset("?cbBhHiIlLqQefd")
 _FORMAT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,99}")
@@ -94,7 +96,7 @@ class TensorBytes:
     view: memoryview = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        wanted = _byte_count(self.dtype, self.shape)
+        wanted = byte_count(self.dtype, self.shape)
         view = memoryview(cast("Buffer", self.data))
         if not view.c_contiguous:
             raise StateError(f"{self.dtype} of shape {self.shape}: the bytes are not C-contiguous")
@@ -210,10 +212,10 @@ def state_digest(tensors: Mapping[str, TensorBytes]) -> StateDigest:
     Raises:
         StateError: a name is not a string or not valid Unicode.
     """
-    names = _leaf_order(tensors)
+    names = leaf_order(tensors)
     hashes = _chunk_hashes([tensors[name] for name in names])
     digests = {n: _tensor_digest(tensors[n], merkle.root(h)) for n, h in zip(names, hashes, strict=True)}
-    leaves = [_state_leaf(name, digest) for name, digest in digests.items()]
+    leaves = [state_leaf(name, digest) for name, digest in digests.items()]
     return StateDigest(merkle.root(leaves), {name: digest.hex() for name, digest in digests.items()})
 
 
@@ -224,14 +226,14 @@ def chunk_proof(tensors: Mapping[str, TensorBytes], name: str, chunk_index: int)
         UsageError: no such tensor or chunk.
         StateError: as for :func:`state_digest`.
     """
-    names = _leaf_order(tensors)
+    names = leaf_order(tensors)
     if name not in tensors:
         raise UsageError(f"no tensor {name!r} in the state")
     tensor = tensors[name]
     if not 0 <= chunk_index < _chunk_count(tensor.view.nbytes):
         raise UsageError(f"no chunk {chunk_index} in {name!r}, it has {_chunk_count(tensor.view.nbytes)}")
     hashes = dict(zip(names, _chunk_hashes([tensors[n] for n in names]), strict=True))
-    leaves = [_state_leaf(n, _tensor_digest(tensors[n], merkle.root(hashes[n]))) for n in names]
+    leaves = [state_leaf(n, _tensor_digest(tensors[n], merkle.root(hashes[n]))) for n in names]
     index = names.index(name)
     return ChunkProof(
         name=name,
@@ -260,8 +262,8 @@ def verify_chunk(state_root: bytes, proof: ChunkProof, chunk: Bytes) -> None:
         ProofError: it does not hold, or the chunk has another length than the shape calls for.
     """
     try:
-        total = _byte_count(proof.dtype, proof.shape)
-        _leaf_order([proof.name])
+        total = byte_count(proof.dtype, proof.shape)
+        leaf_order([proof.name])
     except StateError as e:
         raise ProofError(f"chunk proof: {e}") from e
     count = _chunk_count(total)
@@ -273,16 +275,18 @@ def verify_chunk(state_root: bytes, proof: ChunkProof, chunk: Bytes) -> None:
         raise ProofError(f"chunk proof: chunk {proof.chunk_index} has {wanted} contiguous bytes, found {view.nbytes}")
     leaf = merkle.leaf_hash(canonical_bytes(proof.dtype, view.cast("B")))
     chunk_root = merkle.root_from_inclusion(proof.chunk_index, count, leaf, proof.chunk_path)
-    state_leaf = _state_leaf(proof.name, _header_digest(proof.dtype, proof.shape, total, chunk_root))
-    merkle.verify_inclusion(proof.tensor_index, proof.tensor_count, state_leaf, proof.tensor_path, state_root)
+    leaf = state_leaf(proof.name, header_digest(proof.dtype, proof.shape, total, chunk_root))
+    merkle.verify_inclusion(proof.tensor_index, proof.tensor_count, leaf, proof.tensor_path, state_root)
 
 
-def _byte_count(dtype: str, shape: tuple[int, ...]) -> int:
+def byte_count(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor, bounded so that they can be written in JSON."""
     if dtype not in DTYPES:
         raise StateError(f"dtype {dtype!r} can't be digested, wanted one of {', '.join(DTYPES)}")
     if not isinstance(shape, tuple):
         raise StateError(f"a shape is a tuple, found {type(shape).__name__}")
+    if len(shape) > _MAX_RANK:  # before the product, which a long shape makes huge
+        raise StateError(f"a shape has at most {_MAX_RANK} extents, found {len(shape)}")
     total = DTYPES[dtype].width
     for extent in shape:
         if type(extent) is not int or not 0 <= extent <= _MAX_INTEGER:
@@ -301,7 +305,7 @@ def _flat(view: memoryview) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
-def _leaf_order(names: Iterable[str]) -> list[str]:
+def leaf_order(names: Iterable[str]) -> list[str]:
     """The names by their UTF-8 bytes; refuses what has none."""
     try:
         return sorted(names, key=lambda name: name.encode("utf-8"))
@@ -309,15 +313,15 @@ def _leaf_order(names: Iterable[str]) -> list[str]:
         raise StateError(f"tensor names are strings of valid Unicode: {e}") from e
 
 
-def _state_leaf(name: str, digest: bytes) -> bytes:
+def state_leaf(name: str, digest: bytes) -> bytes:
     return merkle.leaf_hash(rfc8785.dumps({"format": STATE_FORMAT, "name": name, "tensor": digest.hex()}))
 
 
 def _tensor_digest(tensor: TensorBytes, chunk_root: bytes) -> bytes:
-    return _header_digest(tensor.dtype, tensor.shape, tensor.view.nbytes, chunk_root)
+    return header_digest(tensor.dtype, tensor.shape, tensor.view.nbytes, chunk_root)
 
 
-def _header_digest(dtype: str, shape: tuple[int, ...], total: int, chunk_root: bytes) -> bytes:
+def header_digest(dtype: str, shape: tuple[int, ...], total: int, chunk_root: bytes) -> bytes:
     header: dict[str, int | str | list[int]] = {
         "bytes": total,
         "chunk_bytes": CHUNK_BYTES,

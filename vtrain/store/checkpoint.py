@@ -1,148 +1,39 @@
-"""Checkpoints: safetensors files and one canonical JSON file a directory; written atomically, read as hostile input.
-
-The format is that of https://huggingface.co/docs/safetensors: header length (uint64, little-endian), JSON header, data.
-Reading is ours, so that every rule is checked before a byte of data is used, and without torch.
-"""
+"""Checkpoints: safetensors files and one canonical JSON file a directory; written atomically, read as hostile input."""
 
 from __future__ import annotations
 
-import json
-import mmap
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vtrain.commit.digest import DTYPES, TensorBytes
-from vtrain.errors import CheckpointError, PathError, StateError, UsageError, VersionError
+from vtrain.commit.digest import TensorBytes
+from vtrain.errors import CheckpointError, PathError, UsageError, VersionError
 from vtrain.store import canonical
-from vtrain.store.atomic import TEMPORARY, commit_dir, remove_tree, replacing, storage_errors, temporary, write_bytes
+from vtrain.store.atomic import TEMPORARY, commit_dir, remove_tree, storage_errors, temporary, write_bytes
 from vtrain.store.layout import Layout, parse_step, safe_open
+from vtrain.store.tensorfile import (
+    MAX_FILE_BYTES,
+    MAX_HEADER_BYTES,
+    Scanned,
+    read_below,
+    read_safetensors,
+    scan_below,
+    write_safetensors,
+)
+
+__all__ = [
+    "MAX_FILE_BYTES", "MAX_HEADER_BYTES", "list_checkpoints", "read_checkpoint", "read_safetensors", "scan_checkpoint",
+    "write_checkpoint", "write_safetensors",
+]  # fmt: skip
 
 FORMAT = "vtrain-checkpoint"
 VERSION = 1
-MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_META_BYTES = 16 * 1024 * 1024
-# Only a guard against nonsense where the caller knows no better bound; files are mapped, not read.
-MAX_FILE_BYTES = 2**44
 _MAX_FILES = 64
 _MAX_CHECKPOINTS = 1_000_000
 _FILE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _SUFFIX = ".safetensors"
-_METADATA_KEY = "__metadata__"
-_LENGTH = struct.Struct("<Q")
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, TensorBytes]) -> None:
-    """Write `path` atomically; equal tensors give equal bytes. The widest dtypes come first, so that all are aligned.
-
-    Raises:
-        UsageError: a name that safetensors can't carry.
-        StorageError: the disk is full, read-only or failing; `path` is then as it was.
-    """
-    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].width, name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        tensor, start = tensors[name], end
-        end += tensor.view.nbytes
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    try:
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{path}: a tensor's name is not Unicode: {error}") from error
-    text += b" " * (-len(text) % 8)
-    if _METADATA_KEY in tensors or len(text) > MAX_HEADER_BYTES:
-        raise UsageError(f"{path}: a tensor is called {_METADATA_KEY}, or the header exceeds {MAX_HEADER_BYTES} bytes")
-    with replacing(path) as handle:
-        handle.write(_LENGTH.pack(len(text)) + text)
-        for name in order:
-            handle.write(tensors[name].view)
-
-
-def read_safetensors(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, TensorBytes]:
-    """Map a safetensors file and check it entirely, but for the values of its elements (BOOL bytes are 0 or 1).
-
-    Metadata of the standard format (strings by string) is accepted and ignored.
-
-    Args:
-        path: the file; it must not change while the result lives.
-        max_bytes: bound on its size.
-
-    Returns:
-        Tensors by name, in the order of the file; their data are read-only views of the mapped file.
-
-    Raises:
-        CheckpointError: the file is truncated or breaks a rule of the format: repeated keys, unknown fields or dtypes,
-            sizes that do not fit, overlaps, holes.
-        PathError: it is missing, a link, a special file, or larger than `max_bytes`.
-        StorageError: the disk fails.
-    """
-    with safe_open(path.parent, path.name, max_bytes=max_bytes) as handle, storage_errors(path):
-        prefix = handle.read(_LENGTH.size)
-        size = handle.seek(0, 2)
-        if len(prefix) < _LENGTH.size:
-            raise CheckpointError(f"{path}: {size} bytes; expected a header's length in the first {_LENGTH.size}")
-        (length,) = _LENGTH.unpack(prefix)
-        if length > min(MAX_HEADER_BYTES, size - _LENGTH.size):
-            raise CheckpointError(f"{path}: a header of {length} bytes; expected at most {MAX_HEADER_BYTES} of {size}")
-        mapped = memoryview(mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ))
-    start = _LENGTH.size + length
-    header = _parse_header(bytes(mapped[_LENGTH.size : start]), f"{path}")
-    _check_ranges(header, size - start, f"{path}")
-    return {name: _tensor(entry, mapped[start:], f"{path}: tensor {name!r}") for name, entry in header.items()}
-
-
-def _parse_header(text: bytes, where: str) -> dict[str, dict[str, Any]]:
-    """The header's tensors, each with exactly the three fields of the right types."""
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=canonical.unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: header: {error}") from error
-    if not text.startswith(b"{") or not isinstance(header, dict):
-        raise CheckpointError(f"{where}: header: expected a JSON object")
-    metadata = header.pop(_METADATA_KEY, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{where}: header: {_METADATA_KEY} is not strings by string")
-    for name, entry in header.items():
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise CheckpointError(f"{where}: tensor {name!r}: expected dtype, shape and data_offsets")
-        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-            found = str(entry["dtype"])[:32]
-            raise CheckpointError(f"{where}: tensor {name!r}: dtype {found}; expected one of {list(DTYPES)}")
-        if not _sizes(entry["shape"]) or not _sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
-            raise CheckpointError(f"{where}: tensor {name!r}: shape or data_offsets are not sizes")
-    return header
-
-
-def _sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
-
-
-def _check_ranges(header: dict[str, dict[str, Any]], size: int, where: str) -> None:
-    """The tensors' ranges follow each other without overlap or hole, and fill the data."""
-    end = 0
-    for start, stop, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
-        if start != end or stop < start:
-            raise CheckpointError(f"{where}: tensor {name!r} is at [{start}, {stop}]; expected it to begin at {end}")
-        end = stop
-    if end != size:
-        raise CheckpointError(f"{where}: {size} bytes of data; the header says {end}")
-
-
-def _tensor(entry: dict[str, Any], data: memoryview, where: str) -> TensorBytes:
-    start, stop = entry["data_offsets"]
-    try:
-        tensor = TensorBytes(entry["dtype"], tuple(entry["shape"]), data[start:stop])
-    except StateError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    # Any other byte means something else on each machine.
-    if tensor.dtype == "BOOL" and stop > start and np.frombuffer(tensor.view, np.uint8).max() > 1:
-        raise CheckpointError(f"{where}: a BOOL byte is neither 0 nor 1")
-    return tensor
 
 
 def write_checkpoint(
@@ -186,7 +77,7 @@ def write_checkpoint(
 def read_checkpoint(
     layout: Layout, step: int, *, max_bytes: int = MAX_FILE_BYTES
 ) -> tuple[dict[str, dict[str, TensorBytes]], dict[str, Any]]:
-    """Read the checkpoint after `step` steps; hostile input. Not checked: its digest.
+    """Read the checkpoint after `step` steps into memory; hostile input. Not checked: its digest.
 
     Args:
         layout: the run.
@@ -194,7 +85,7 @@ def read_checkpoint(
         max_bytes: bound on each file, in bytes; what the job implies.
 
     Returns:
-        What :func:`write_checkpoint` was given: files and meta. The tensors are views of mapped files.
+        What :func:`write_checkpoint` was given: files and meta.
 
     Raises:
         CheckpointError: missing, truncated, corrupt, or with missing or unexpected files.
@@ -202,18 +93,34 @@ def read_checkpoint(
         PathError: a link, special or oversized file in it.
         StorageError: the disk fails.
     """
+    paths, meta = _open(layout, step)
+    return {name: read_below(layout.root, path, max_bytes) for name, path in paths.items()}, meta
+
+
+def scan_checkpoint(layout: Layout, step: int, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Scanned]:
+    """Check a checkpoint as :func:`read_checkpoint` does and hash it, by file, in a few MiB of memory.
+
+    Raises:
+        CheckpointError, VersionError, PathError, StorageError: as :func:`read_checkpoint`.
+    """
+    return {name: scan_below(layout.root, path, max_bytes) for name, path in _open(layout, step)[0].items()}
+
+
+def _open(layout: Layout, step: int) -> tuple[dict[str, str], dict[str, Any]]:
+    """The paths of a checkpoint's files below the run, by name, and its meta."""
     path = layout.checkpoint(step)
+    below = f"checkpoints/{path.name}"
     found = _names(path, _MAX_FILES + 1)
     if "meta.json" not in found:
         raise CheckpointError(f"{path}: has no meta.json; expected a complete checkpoint")
-    with safe_open(layout.root, f"checkpoints/{path.name}/meta.json", max_bytes=MAX_META_BYTES) as handle:
+    with safe_open(layout.root, f"{below}/meta.json", max_bytes=MAX_META_BYTES) as handle:
         text = handle.read(MAX_META_BYTES + 1)
     content = canonical.loads(text, where=f"{path / 'meta.json'}", error=CheckpointError)
     names = _check_meta(content, step, f"{path / 'meta.json'}")
     wanted = {"meta.json", *(f"{name}{_SUFFIX}" for name in names)}
     if set(found) != wanted:
         raise CheckpointError(f"{path}: found {sorted(found)}; expected {sorted(wanted)}")
-    return {name: read_safetensors(path / f"{name}{_SUFFIX}", max_bytes) for name in names}, content["meta"]
+    return {name: f"{below}/{name}{_SUFFIX}" for name in names}, content["meta"]
 
 
 def _check_meta(content: dict[str, Any], step: int, where: str) -> list[str]:
@@ -225,7 +132,7 @@ def _check_meta(content: dict[str, Any], step: int, where: str) -> list[str]:
     if content.keys() != {"format", "version", "step", "files", "meta"} or not isinstance(content["meta"], dict):
         raise CheckpointError(f"{where}: expected files, format, meta, step and version, found {sorted(content)[:10]}")
     if type(content["step"]) is not int or content["step"] != step:
-        raise CheckpointError(f"{where}: is of step {content['step']}; expected {step}")
+        raise CheckpointError(f"{where}: is of step {str(content['step'])[:32]!r}; expected {step}")
     names = content["files"]
     if not isinstance(names, list) or not all(isinstance(name, str) and _FILE_NAME.fullmatch(name) for name in names):
         raise CheckpointError(f"{where}: files are not names of files")

@@ -1,4 +1,4 @@
-"""The rounding log as Zarr v3: written in the background while training goes on, read as hostile input.
+"""The rounding log as Zarr v3: written in the background while training goes on. Reading is ``logread``'s.
 
 The format is in :mod:`vtrain.store.logformat`. Each array is written once, in whole shards, by one thread; a segment is
 built under a temporary name and renamed when it is durable, so that what has a segment's name is complete.
@@ -17,24 +17,15 @@ from types import TracebackType
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore
 
-from vtrain.errors import LogError, StorageError, UsageError, VtrainError
+from vtrain.errors import StorageError, UsageError, VtrainError
 from vtrain.store.atomic import commit_dir, remove_tree, storage_errors, temporary, write_bytes
 from vtrain.store.layout import step_name
-from vtrain.store.logcheck import SegmentFiles, check_segment, discard_after, segments
-from vtrain.store.logformat import (
-    OFFSETS,
-    SPECS,
-    ZSTD_LEVEL,
-    ArraySpec,
-    array_metadata,
-    check_step,
-    group_metadata,
-    step_digest,
-)
-from vtrain.store.steplog import COLUMNS, SITE_COLUMNS, StepLog
+from vtrain.store.logcheck import discard_after, segments
+from vtrain.store.logformat import OFFSETS, SPECS, ZSTD_LEVEL, ArraySpec, check_step, group_metadata, step_digest
+from vtrain.store.logread import SegmentLog, read_segment
+from vtrain.store.steplog import COLUMNS, StepLog
 
 __all__ = ["LogWriter", "SegmentLog", "discard_after", "read_segment", "segments", "step_digest"]
 
@@ -289,100 +280,3 @@ class LogWriter:
             elif self._segment is not None:
                 self._segment.commit(item.number)
                 self._segment = None
-
-
-class _ArrayReader:
-    """Reads ranges of rows; keeps the last decoded shard, as steps are mostly read in order."""
-
-    def __init__(self, files: SegmentFiles, spec: ArraySpec) -> None:
-        self._files = files
-        self._spec = spec
-        self._number = -1
-        self._shard = np.empty(0)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        size = self._spec.shard
-        parts = []
-        for number in range(start // size, self._spec.shards(stop)):
-            shard = self._decode(number)
-            parts.append(shard[max(start - number * size, 0) : stop - number * size])
-        # A copy, so that a caller who keeps a step does not keep a shard.
-        return np.concatenate(parts) if parts else np.empty(self._spec.extent(0), self._spec.dtype)
-
-    def _decode(self, number: int) -> np.ndarray:
-        if number == self._number:
-            return self._shard
-        name, rows = self._spec.name, self._files.shard_rows(self._spec.name, number)
-        data = self._files.shard(name, number)
-        # zarr sees our metadata and bytes that are checked, in memory: none of the trainer's metadata, paths or links.
-        to_buffer = default_buffer_prototype().buffer.from_bytes
-        metadata = json.dumps(array_metadata(self._spec, rows)).encode()
-        store = MemoryStore({"zarr.json": to_buffer(metadata), self._spec.shard_key(0): to_buffer(data)})
-        try:
-            shard = np.asarray(zarr.open_array(store, mode="r")[:])
-        except Exception as error:  # zarr, numcodecs and crc32c each have their own
-            where = self._files.where(f"{name}/{self._spec.shard_key(number)}")
-            raise LogError(f"{where}: corrupt: {error}") from error
-        self._shard, self._number = shard, number
-        return shard
-
-
-class SegmentLog:
-    """A segment of the rounding log, checked; columns are decoded as steps are asked for. For use from one thread.
-
-    Attributes:
-        first: its first step.
-        last: its last step, which names it.
-    """
-
-    def __init__(self, files: SegmentFiles) -> None:
-        self.first, self.last = files.first, files.step
-        self._where = files.where("")
-        self._columns = {name: _ArrayReader(files, SPECS[name]) for name in COLUMNS}
-        offsets = _ArrayReader(files, OFFSETS).read(0, files.rows[OFFSETS.name])
-        if not np.array_equal(offsets[:, 0], np.arange(self.first, self.last + 1, dtype=np.uint64)):
-            raise LogError(f"{self._where}: offsets are not of the steps {self.first} to {self.last}")
-        self._ends = np.concatenate([np.zeros((1, len(COLUMNS)), np.uint64), offsets[:, 1:]])
-        if np.any(self._ends[1:] < self._ends[:-1]) or np.any(self._ends[:, 0] % SITE_COLUMNS):
-            raise LogError(f"{self._where}: offsets decrease, or divide a site")
-        expected = [files.rows[name] for name in COLUMNS]
-        if self._ends[-1].tolist() != expected:
-            raise LogError(f"{self._where}: offsets end at {self._ends[-1].tolist()}; expected {expected}")
-
-    def step(self, step: int) -> StepLog:
-        """The log of `step`, in fresh arrays.
-
-        Raises:
-            UsageError: `step` is not in the segment.
-            LogError: a shard is corrupt, or the step's columns contradict its sites.
-            PathError: a shard became a link or special file.
-            StorageError: the disk fails.
-        """
-        if not self.first <= step <= self.last:
-            raise UsageError(f"step {step}: the segment has {self.first} to {self.last}")
-        starts, stops = (row.tolist() for row in self._ends[step - self.first :][:2])
-        columns = {
-            name: self._columns[name].read(start, stop)
-            for name, start, stop in zip(COLUMNS, starts, stops, strict=True)
-        }
-        columns["sites"] = columns["sites"].reshape(-1, SITE_COLUMNS)
-        log = StepLog(**columns)
-        check_step(log, f"{self._where}: step {step}")
-        return log
-
-
-def read_segment(root_dir: Path, step: int, *, max_bytes: int) -> SegmentLog:
-    """Open the segment of the log `root_dir` that ends at `step`; hostile input, never modified.
-
-    Args:
-        root_dir: the log (``log.zarr``).
-        step: the step that names the segment.
-        max_bytes: bound on the segment before compression, in bytes; what the job implies.
-
-    Raises:
-        LogError: the segment is missing, incomplete, corrupt, larger than `max_bytes` or contradicts itself.
-        VersionError: it has a version that this release does not read.
-        PathError: a link, special or oversized file in it.
-        StorageError: the disk fails.
-    """
-    return SegmentLog(check_segment(root_dir, step, max_bytes=max_bytes))

@@ -206,7 +206,9 @@ def _metadata(root_dir: Path, relative: str) -> dict[str, Any]:
 
 
 def _read(root_dir: Path, relative: str, max_bytes: int) -> bytes:
-    with safe_open(root_dir, relative, max_bytes=max_bytes) as handle, storage_errors(root_dir / relative):
+    # From above the log, so that the log itself can't become a link.
+    below = f"{root_dir.name}/{relative}"
+    with safe_open(root_dir.parent, below, max_bytes=max_bytes) as handle, storage_errors(root_dir / relative):
         data = handle.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise LogError(f"{root_dir / relative}: grew while it was read, beyond {max_bytes} bytes")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,11 +231,18 @@ def step_digest(log: StepLog) -> bytes:
     Raises:
         LogError: a column has another dtype or shape than :class:`StepLog` says.
     """
-    digest = hashlib.sha256(_DOMAIN)
     for name, dtype in COLUMNS.items():
         column = getattr(log, name)
         if column.dtype != np.dtype(dtype) or column.shape[1:] != ((SITE_COLUMNS,) if name == "sites" else ()):
             raise LogError(f"{name} is {column.dtype}{column.shape}; expected {dtype}")
-        digest.update(name.encode("ascii") + b"\0" + struct.pack("<Q", column.size))
-        digest.update(column.tobytes())
+    return columns_digest((name, getattr(log, name).size, (getattr(log, name).tobytes(),)) for name in COLUMNS)
+
+
+def columns_digest(columns: Iterable[tuple[str, int, Iterable[bytes]]]) -> bytes:
+    """What :func:`step_digest` hashes, from each column's name, number of elements, and bytes in any parts."""
+    digest = hashlib.sha256(_DOMAIN)
+    for name, size, parts in columns:
+        digest.update(name.encode("ascii") + b"\0" + struct.pack("<Q", size))
+        for part in parts:
+            digest.update(part)
     return digest.digest()

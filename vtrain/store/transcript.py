@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,25 +57,50 @@ def read(
         PathError: the file is missing, a link, a special file or too large.
         StorageError: the disk fails.
     """
-    lines: list[tuple[bytes, dict[str, Any]]] = []
-    size = 0
+    found: list[tuple[bytes, dict[str, Any]]] = []
+    torn: list[bool] = []
+    for pair in walk(
+        path, max_line=max_line, max_lines=max_lines, max_bytes=max_bytes, on_torn=lambda: torn.append(True)
+    ):
+        found.append(pair)
+    return Transcript(found, sum(len(line) + 1 for line, _ in found), bool(torn))
+
+
+def walk(
+    path: Path,
+    *,
+    max_line: int = MAX_LINE_BYTES,
+    max_lines: int = MAX_LINES,
+    max_bytes: int = MAX_FILE_BYTES,
+    on_torn: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """A transcript's whole lines and their objects, one at a time, for readers who can't trust them all to fit.
+
+    Args:
+        path, max_line, max_lines, max_bytes: as :func:`read`.
+        on_torn: called at the end if a torn line is there.
+
+    Raises:
+        TranscriptError, PathError, StorageError: as :func:`read`.
+    """
+    count = 0
     with safe_open(path.parent, path.name, max_bytes=max_bytes) as handle, storage_errors(path):
         while raw := handle.readline(max_line + 1):
-            where = f"{path}: line {len(lines) + 1}"
+            where = f"{path}: line {count + 1}"
             line = raw.removesuffix(b"\n")
             if len(line) > max_line:
                 raise TranscriptError(f"{where}: longer than {max_line} bytes")
             last = not handle.peek(1)  # type: ignore[attr-defined]
             if last and (line is raw or not _is_json(line)):
-                return Transcript(lines, size, torn=True)
-            if len(lines) == max_lines:
+                on_torn()
+                return
+            if count == max_lines:
                 raise TranscriptError(f"{path}: more than {max_lines} lines")
             value = canonical.loads(line, where=where, error=TranscriptError)
             if value.get("type") not in TYPES:
                 raise TranscriptError(f"{where}: type {str(value.get('type'))[:32]!r}; expected one of {list(TYPES)}")
-            lines.append((line, value))
-            size += len(raw)
-    return Transcript(lines, size, torn=False)
+            count += 1
+            yield line, value
 
 
 def _is_json(line: bytes) -> bool:

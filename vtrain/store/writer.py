@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from vtrain.commit import heads, keys, merkle, statement
 from vtrain.commit.digest import TensorBytes, file_digest
 from vtrain.commit.leaf import Leaf, leaf_from_json
-from vtrain.errors import BatchError, CheckpointError, KeyFileError, StorageError, TranscriptError
+from vtrain.errors import BatchError, CheckpointError, KeyFileError, StorageError, TranscriptError, UsageError
 from vtrain.store import layout as places
 from vtrain.store import transcript
 from vtrain.store.atomic import remove_temporaries, remove_tree, storage_errors, write_bytes
@@ -28,6 +28,8 @@ from vtrain.store.steplog import StepLog
 
 RUN_PREDICATE = "https://vtrain.dev/attestation/run/v1"
 KEY_NAME = "vtrain-trainer"
+# A sequence of sites as JSON; one of 100,000 sites takes some 5 MB. An auditor's parser needs up to 25 times as much.
+MAX_PROGRAM_BYTES = 16 << 20
 
 
 class RunWriter:
@@ -90,6 +92,7 @@ class RunWriter:
 
         Raises:
             BatchError: a batch or metric has a name that a leaf can't carry.
+            UsageError: the step has more results than an auditor reads.
             StorageError: the disk is full, read-only or failing.
         """
         value = leaf.to_json()
@@ -97,6 +100,9 @@ class RunWriter:
             leaf_from_json(value, leaf.step)
         except TranscriptError as error:
             raise BatchError(str(error)) from error
+        if len(program) > MAX_PROGRAM_BYTES:
+            found = f"its results take {len(program)} bytes to name"
+            raise UsageError(f"step {leaf.step}: {found}; an auditor reads at most {MAX_PROGRAM_BYTES}")
         if leaf.sites not in self._programs:
             write_bytes(self.layout.programs / f"{leaf.sites}.json", program)
             self._programs.add(leaf.sites)
