@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from auditor.evidence import Evidence
@@ -22,7 +21,6 @@ from vtrain.engine.decisions import FAULTS, OUTSIDE, Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import StepEnd
 from vtrain.errors import CheckpointError, Refuted
-from vtrain.store.steplog import StepLog
 
 
 @dataclass
@@ -75,7 +73,7 @@ class Replayer:
         self._examiner = Examiner()
         self.counts = Counts(freedom=self._examiner.freedom)
         self._sites: list[str] = []
-        self._decisions = Decisions(_EMPTY)
+        self._decisions = Decisions.empty()
         self._scalars: list[float] = []
         self._used = 0
 
@@ -117,11 +115,8 @@ class Replayer:
 
     def _what_differs(self, step: int, mine: StateDigest) -> str:
         """Names of the tensors that differ, if the run's checkpoint is what its leaf says."""
-        from vtrain.commit.digest import files_digest
-        from vtrain.store.checkpoint import read_checkpoint
-
         try:
-            theirs = files_digest(read_checkpoint(self._evidence.layout, step)[0])
+            theirs = self._evidence.state(step)
         except CheckpointError as error:
             return f"the state digest differs; which tensors, can't be said: {error}"
         names = sorted(set(mine.tensors) | set(theirs.tensors))
@@ -173,11 +168,6 @@ class Replayer:
         if found.fault == OUTSIDE:
             what += f": logged {found.logged!r}, computed {found.y!r} +- {found.w:.3g}"
         raise Refuted(site.step, "log", f"{where}: {what}")
-
-
-_EMPTY = StepLog(
-    np.empty((0, 6), "<u8"), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, "<u4"), np.empty(0, "<u8")
-)
 
 
 def _same_map(step: int, what: str, theirs: Mapping[str, str], mine: Mapping[str, str], label: str) -> None:

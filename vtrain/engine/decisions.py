@@ -25,6 +25,11 @@ OUTSIDE = 6
 _DIGITS = (np.arange(256)[:, None] // 3 ** np.arange(5) % 3) != 1
 
 
+NO_LOG = StepLog(
+    np.empty((0, 6), "<u8"), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, "<u4"), np.empty(0, "<u8")
+)
+
+
 class Decisions:
     """One step's log, taken site by site.
 
@@ -48,20 +53,36 @@ class Decisions:
         """Sites whose entries nobody has taken, ascending."""
         return sorted(self._rows)
 
+    @classmethod
+    def empty(cls) -> Decisions:
+        """No decisions: every result is rounded as it is computed."""
+        return cls(NO_LOG)
+
+    def columns(self, seq: int) -> dict[str, bytes] | None:
+        """A site's part of the log, as it is stored; None where it has none."""
+        found = self._rows.get(seq)
+        if found is None:
+            return None
+        row, g, c, v = found
+        _, numel, encoding, narrow, wide, gap_bytes = self._log.sites[row].tolist()
+        return {
+            "row": self._log.sites[row].tobytes(),
+            "gaps": self._log.gaps[g : g + gap_bytes].tobytes(),
+            "codes": self._log.codes[c : c + _code_bytes(numel, encoding, narrow)].tobytes(),
+            "values": self._log.values[v : v + wide].tobytes(),
+        }
+
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn) -> tuple[torch.Tensor, kernels.Replayed | None, int]:
         """Round y, taking the site's decisions, each checked against the certified half-width.
 
         Returns:
             The rounded result; what the log's replay found, None where the site has no entries; number of entries.
         """
-        found = self._rows.pop(site.seq, None)
-        if found is None:
+        columns, found = self.columns(site.seq), self._rows.pop(site.seq, None)
+        if columns is None or found is None:
             return round_result(y, site.fmt, site.signed), None, 0
-        row, g, c, v = self._last = found
-        _, numel, encoding, narrow, wide, gap_bytes = self._log.sites[row].tolist()
-        gaps = self._log.gaps[g : g + gap_bytes].tobytes()
-        codes = self._log.codes[c : c + _code_bytes(numel, encoding, narrow)].tobytes()
-        values = self._log.values[v : v + wide].tobytes()
+        self._last = found
+        _, numel, encoding, narrow, wide, _ = self._log.sites[found[0]].tolist()
         device, s = y.device, scale()
         if device.type != "cpu":
             y, s = y.cpu(), s.cpu()
@@ -69,7 +90,7 @@ class Decisions:
         key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
         out = result(y.shape, generic.container(site.fmt))
         geometry = kernels.geometry(y, out, s.shape, site.signed)
-        replayed = kernels.replay(geometry, site.fmt, key, (numel, encoding, narrow, wide), gaps, codes, values)
+        replayed = kernels.replay(geometry, site.fmt, key, (numel, encoding, narrow, wide), *_bytes(columns))
         return out if device.type == "cpu" else out.to(device), replayed, narrow + wide
 
     def taken(self) -> np.ndarray:
@@ -91,6 +112,10 @@ def _numbers(data: np.ndarray) -> np.ndarray:
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(data.size) - np.repeat(starts, ends - starts + 1)
     return np.add.reduceat((data & 0x7F).astype(np.int64) << (7 * place), starts)
+
+
+def _bytes(columns: dict[str, bytes]) -> tuple[bytes, bytes, bytes]:
+    return columns["gaps"], columns["codes"], columns["values"]
 
 
 def _code_bytes(numel: int, encoding: int, narrow: int) -> int:

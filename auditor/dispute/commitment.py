@@ -1,0 +1,71 @@
+"""What each side signs about its trace of a step, before any of it is compared (protocol §8). Imports no torch."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import rfc8785
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from vtrain.commit import keys
+from vtrain.commit.trace import MAX_EVENTS, TRACE_FORMAT
+from vtrain.errors import ProofError, SignatureError
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_CONTEXT = f"{TRACE_FORMAT}\n".encode()
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """A signed trace root.
+
+    Attributes:
+        job: the job's digest, hex.
+        step: number of the step.
+        size: events in the trace.
+        root: over their leaf hashes, hex.
+        note: SHA-256 of the run's last signed note, hex: which run it is about.
+        repairs: SHA-256 of the repairs made before, hex; 64 zeros without.
+    """
+
+    job: str
+    step: int
+    size: int
+    root: str
+    note: str
+    repairs: str = "0" * 64
+
+    def payload(self) -> bytes:
+        """The bytes that are signed."""
+        return _CONTEXT + rfc8785.dumps(vars(self))
+
+    def sign(self, key: Ed25519PrivateKey) -> dict[str, Any]:
+        """As a message carries it."""
+        signature = base64.b64encode(keys.sign(key, self.payload())).decode()
+        return {**vars(self), "signature": signature}
+
+
+def open_commitment(value: object, key: Ed25519PublicKey) -> Commitment:
+    """Check a signed commitment; hostile input.
+
+    Raises:
+        ProofError: not of that form.
+        SignatureError: not signed by the key.
+    """
+    wanted = {"job", "step", "size", "root", "note", "repairs", "signature"}
+    if not isinstance(value, dict) or value.keys() != wanted:
+        raise ProofError(f"commitment: fields {sorted(value) if isinstance(value, dict) else value!r}"[:300])
+    hexes = all(isinstance(value[n], str) and _HEX.fullmatch(value[n]) for n in ("job", "root", "note", "repairs"))
+    numbers = type(value["step"]) is int and type(value["size"]) is int
+    if not hexes or not numbers or not 0 <= value["step"] < 2**53 or not 0 < value["size"] <= MAX_EVENTS:
+        raise ProofError("commitment: values out of range")
+    try:
+        signature = keys.decode_base64(value["signature"])
+    except ValueError as error:
+        raise SignatureError(f"commitment: {error}") from error
+    found = Commitment(**{k: v for k, v in value.items() if k != "signature"})
+    keys.verify(key, signature, found.payload())
+    return found

@@ -1,0 +1,161 @@
+"""Exact values of disputed elements, and the certified bound around them (numerics §3). Imports no torch.
+
+All numbers of a target format are multiples of powers of two, so sums of products are computed as Python integers,
+without any rounding; functions with mpmath, to 200 bits. The bound is that of ``vtrain.rounding.bounds``, with the
+operation's own magnitudes, ``s = sum|a||b|``, which is at most the product of norms that a trainer's log uses:
+
+    |y - exact| <= kappa * u * s + kappa * (half the least number of C)                 for every faithful y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from auditor.dispute.terms import Index, Terms
+from vtrain.errors import ProofError
+from vtrain.rounding.bounds import INFLATE, UNDERFLOW, U
+from vtrain.rounding.formats import Format
+from vtrain.rounding.naive import ordered, round_fraction
+
+Read = Callable[[str, Index], np.ndarray]  # operand's name, flat indices -> values as float64
+_PRECISION = 200  # bits of mpmath: its own error is far below any bound here
+
+
+@dataclass(frozen=True)
+class Exact:
+    """An element's exact value with its bound.
+
+    Attributes:
+        value: exact, or to 200 bits for a function; a float where it is NaN, infinite or a signed zero.
+        bound: what a faithful evaluation may be off by.
+    """
+
+    value: Fraction | float
+    bound: Fraction
+
+
+def evaluate(kind: str, params: Mapping[str, Any], found: Terms, read: Read) -> Exact:
+    """The exact value of an element.
+
+    Raises:
+        ProofError: ``read`` can't give what it depends on.
+    """
+    if kind == "function":
+        return _function_value(params, float(read(*found.left)[0]), found.kappa)
+    left = read(*found.left)
+    values = left if found.right is None else left * read(*found.right)  # exact: at most 48 bits, above 2^-300
+    bias = float(read(*found.bias)[0]) if found.bias is not None else 0.0
+    if not (np.isfinite(values).all() and math.isfinite(bias)):
+        return Exact(_special(values, bias, found), Fraction(0))
+    factor = found.alpha / found.divisor
+    value = factor * exact_sum(values) + found.beta * Fraction(bias)
+    scale = abs(factor) * exact_sum(np.abs(values)) + abs(found.beta * Fraction(bias))
+    return Exact(value, _bound(found.kappa, found.c, scale))
+
+
+def _bound(kappa: float, c: str, scale: Fraction) -> Fraction:
+    if not math.isfinite(kappa):
+        raise ProofError("a sum too long for its certified constant")
+    if scale == 0:
+        return Fraction(0)  # a sum of zeros is zero on any hardware
+    return Fraction(kappa) * (Fraction(U[c]) * scale * Fraction(INFLATE) + Fraction(UNDERFLOW[c]))
+
+
+def _special(values: np.ndarray, bias: float, found: Terms) -> float:
+    """NaN or an infinity, by IEEE rules, which no order of the terms changes."""
+    with np.errstate(all="ignore"):
+        odd = values[~np.isfinite(values)].sum() * float(found.alpha) if not np.isfinite(values).all() else 0.0
+        return float(odd + float(found.beta) * bias if found.beta else odd)
+
+
+def exact_sum(values: np.ndarray) -> Fraction:
+    """Exact sum of finite float64 numbers."""
+    mantissas, exponents = np.frexp(values)
+    integers = np.ldexp(mantissas, 53).astype(np.int64)
+    total = Fraction(0)
+    for e in np.unique(exponents).tolist():
+        group = integers[exponents == e]
+        # in two halves, so that int64 holds the sums of up to 2^36 terms
+        whole = (int((group >> 27).sum()) << 27) + int((group & ((1 << 27) - 1)).sum())
+        total += Fraction(whole) * Fraction(2) ** (e - 53)
+    return total
+
+
+def _function_value(params: Mapping[str, Any], x: float, kappa: float) -> Exact:
+    import mpmath
+
+    exponent = params.get("exponent")
+    power = float.fromhex(exponent) if isinstance(exponent, str) else 1.0
+    with np.errstate(all="ignore"):
+        ieee = float(_IEEE[params["name"]](np.float64(x), power))
+    if ieee == 0 or not math.isfinite(ieee) or not math.isfinite(x):
+        return Exact(ieee, Fraction(0))  # domain errors, poles, signed zeros: the same in every library
+    with mpmath.workprec(_PRECISION):
+        found = _FUNCTIONS[params["name"]](mpmath, mpmath.mpf(x), mpmath.mpf(power))
+        sign, mantissa, e, _ = found._mpf_
+        value = Fraction(-int(mantissa) if sign else int(mantissa)) * Fraction(2) ** int(e)
+    return Exact(value, _bound(kappa, "float64", abs(value)))
+
+
+def _of_mpmath(name: str) -> Callable[[Any, Any, Any], Any]:
+    return lambda m, x, p: getattr(m, name)(x)
+
+
+def _of_numpy(name: str) -> Callable[[Any, float], Any]:
+    return lambda x, p: getattr(np, name)(x)
+
+
+_SAME = "exp expm1 log1p sqrt sin cos tan tanh sinh cosh".split()  # names that mpmath and numpy share
+_FUNCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    **{name: _of_mpmath(name) for name in [*_SAME, *"erf erfc erfinv asin acos atan asinh acosh atanh log10".split()]},
+    "log": lambda m, x, p: m.log(x),
+    "log2": lambda m, x, p: m.log(x) / m.log(2),
+    "exp2": lambda m, x, p: m.power(2, x),
+    "rsqrt": lambda m, x, p: 1 / m.sqrt(x),
+    "sigmoid": lambda m, x, p: 1 / (1 + m.exp(-x)),
+    "pow": lambda m, x, p: m.power(x, p),
+}
+_ARCS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh"}
+# Only for what is no number, infinite or zero: there all libraries agree.
+_IEEE: dict[str, Callable[[Any, float], Any]] = {
+    **{name: _of_numpy(name) for name in [*_SAME, *"log log2 log10 exp2".split()]},
+    **{name: _of_numpy(arc) for name, arc in _ARCS.items()},
+    "erf": lambda x, p: math.erf(x),
+    "erfc": lambda x, p: math.erfc(x),
+    "erfinv": lambda x, p: x if x == 0 else (math.nan if not abs(x) <= 1 else x * math.inf if abs(x) == 1 else 1.0),
+    "rsqrt": lambda x, p: np.float64(1) / np.sqrt(x),
+    "sigmoid": lambda x, p: np.float64(1) / (np.float64(1) + np.exp(-x)),
+    "pow": lambda x, p: np.float64(x) ** np.float64(p),
+}
+
+
+def within(value: float, exact: Exact, fmt: Format, signed: bool) -> bool:
+    """Whether a value is the rounding of some number within the bound of the exact one (numerics §5, §8).
+
+    Args:
+        value: of the format, as a float; anything else is not within.
+        signed: whether a zero keeps its sign; otherwise zeros are +0.
+    """
+    centre = exact.value
+    if isinstance(centre, float) and math.isnan(centre):
+        return math.isnan(value)
+    try:
+        place = ordered(value, fmt)
+    except ValueError:  # NaN, or no value of the format
+        return False
+    if isinstance(centre, float):
+        low = high = ordered(round_fraction(centre, fmt), fmt)
+    else:
+        low = ordered(round_fraction(centre - exact.bound, fmt), fmt)
+        high = ordered(round_fraction(centre + exact.bound, fmt), fmt)
+        if signed and low == 0 and exact.bound and centre - exact.bound == 0:
+            low = -1  # the end is zero, and so both zeros
+    if not signed:
+        low, high = (0 if end == -1 else end for end in (low, high))
+    return low <= place <= high

@@ -1,0 +1,189 @@
+"""Tracing a step: the listener that makes a party to a dispute (protocol §8.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from auditor.replayer import Replayer
+from vtrain.commit.blocks import Blocks
+from vtrain.commit.digest import TensorBytes
+from vtrain.commit.trace import Event
+from vtrain.engine import state
+from vtrain.engine.decisions import Decisions
+from vtrain.engine.listener import ScaleFn, Site, Vary
+from vtrain.engine.loop import Loop, StepEnd
+from vtrain.errors import Refuted
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Sink(Protocol):
+    """What becomes of a trace's events."""
+
+    def event(self, event: Event, inputs: Tensors, outputs: Tensors) -> None:
+        """The next event, with the tensors that its digests are of; they change once this returns."""
+        ...
+
+
+Repairs = Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+class Tracer(Replayer):
+    """Replays a run's steps by its log, as an auditor does, and gives every operation of some steps to a sink.
+
+    Nothing is compared with the run's leaves: a party says what it computes. A logged decision that lies outside the
+    certified bound is not taken; the party's own rounding stands in its place, and shows as a difference.
+
+    Args:
+        evidence, scalar_ulps: as for ``Replayer``.
+        repairs: elements in which the run's value is taken, by step and number of the result: flat indices, and words
+            of the result's container.
+
+    Attributes:
+        loop: whose state the trace begins and ends with; to be set before the first step.
+        sink: where events of the current step go; None traces nothing.
+        batch: digests of the current step's batch.
+    """
+
+    loop: Loop
+
+    def __init__(self, evidence: Any, scalar_ulps: int, repairs: Repairs | None = None) -> None:
+        super().__init__(evidence, scalar_ulps)
+        self._repairs = {} if repairs is None else repairs
+        self.sink: Sink | None = None
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+    def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
+        """Open the step's log; the first event."""
+        self._open(step)
+        if self.sink is not None:
+            before = {"state": self._state()} if step else {}
+            self.sink.event(Event("begin", f"step {step}", outputs={**before, **_prefixed("batch", batch)}), {}, {})
+
+    def _open(self, step: int) -> None:
+        if step > self._evidence.last_step:
+            raise Refuted(step, "steps", f"the run ends at step {self._evidence.last_step}")
+        log = self._evidence.log(step)
+        self._sites = self._evidence.sites(step)
+        self._decisions = Decisions(log)
+        self._scalars, self._used = log.scalars.view("<f8").tolist(), 0
+
+    def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
+        """The last event."""
+        if self.sink is not None:
+            after = {"state": state.digest(files()).text, "sites": done.sites}
+            outputs = {**after, **_prefixed("metric", done.metrics)}
+            self.sink.event(Event("end", f"step {done.step}", outputs=outputs), {}, {})
+
+    def _state(self) -> str:
+        return state.digest(self.loop.files()).text
+
+    # ---- the listener ---------------------------------------------------------------------------------------------
+    def scalar(self, step: int, position: int, value: float) -> float:
+        """The recorded host scalar if it is near enough, else one's own."""
+        try:
+            return super().scalar(step, position, value)
+        except Refuted:
+            return value
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
+        """Round y by the log, with repairs; an event."""
+        log = self._decisions.columns(site.seq)
+        out, found, _ = self._decisions.settle(site, y, scale)
+        if found is not None and found.fault:
+            out = Decisions.empty().settle(site, y, scale)[0]
+        out = self._repaired(site, out)
+        if self.sink is not None:
+            self._site(site, out, log)
+        return out
+
+    def _repaired(self, site: Site, out: torch.Tensor) -> torch.Tensor:
+        found = self._repairs.get((site.step, site.seq))
+        if found is not None:
+            words = out.cpu().view(torch.uint8).numpy().reshape(-1).view(f"<u{out.element_size()}")
+            words[found[0]] = found[1]
+            out = out.copy_(torch.from_numpy(words.view(np.uint8)).view(out.dtype).view(out.shape))
+        return out
+
+    def canonical(self, site: Site) -> None:
+        """An event without tensors: the operation around it has them."""
+        if self.sink is not None:
+            self.sink.event(Event("site", str(site), {"seq": site.seq, "signed": site.signed}), {}, {})
+
+    def _site(self, site: Site, out: torch.Tensor, log: Mapping[str, bytes] | None) -> None:
+        definition = None if site.definition is None else site.definition()
+        operands = {} if definition is None else {n: t.detach() for n, t in definition.operands.items()}
+        exactly = None if definition is None else {"kind": definition.kind, "params": dict(definition.params)}
+        args = {"seq": site.seq, "signed": site.signed, "definition": exactly}
+        outputs = {} if log is None else {"log": columns_digest(log)}
+        self._emit("site", str(site), args, operands, {"value": out}, outputs)
+
+    def operation(self, name: str, run: Callable[[tuple, dict], Any], args: tuple, kwargs: dict) -> Any:
+        """Run an operation; an event with its arguments as they were before it."""
+        if self.sink is None:
+            return run(args, kwargs)
+        given: dict[str, torch.Tensor] = {}
+        plain = {"args": _plain(args, given, ""), "kwargs": _plain(kwargs, given, "")}
+        inputs = {n: blocks_of_tensor(t).digest for n, t in given.items()}
+        out = run(args, kwargs)
+        if ".empty" in name or ".new_empty" in name:
+            out.zero_()  # memory that was never written would differ from one replay to the next
+        results: dict[str, torch.Tensor] = {}
+        _plain(out, results, "")
+        event = Event("op", name, plain, inputs, {n: blocks_of_tensor(t).digest for n, t in results.items()})
+        self.sink.event(event, given, results)
+        return out
+
+    def _emit(
+        self, kind: str, name: str, args: Mapping[str, Any], inputs: Tensors, outputs: Tensors, more: Mapping[str, str]
+    ) -> None:
+        assert self.sink is not None
+        given = {n: blocks_of_tensor(t).digest for n, t in inputs.items()}
+        made = {n: blocks_of_tensor(t).digest for n, t in outputs.items()}
+        self.sink.event(Event(kind, name, args, given, {**made, **more}), inputs, outputs)
+
+
+def columns_digest(columns: Mapping[str, bytes]) -> str:
+    """SHA-256 of a site's columns, hex; each column by its length."""
+    parts = (columns[name] for name in ("row", "gaps", "codes", "values"))
+    return hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).hexdigest()
+
+
+def blocks_of_tensor(t: torch.Tensor) -> Blocks:
+    """A tensor's blocks."""
+    return Blocks(tensor_bytes(t))
+
+
+def tensor_bytes(t: torch.Tensor) -> TensorBytes:
+    """A tensor as digests see it; dtypes that no state has are taken as their bytes."""
+    if t.dtype not in state.DTYPES:
+        t = torch.view_as_real(t) if t.is_complex() else t.contiguous().view(torch.uint8)
+    return state.tensor_bytes(t)
+
+
+def _prefixed(prefix: str, values: Mapping[str, str]) -> dict[str, str]:
+    return {f"{prefix}:{name}": value for name, value in values.items()}
+
+
+def _plain(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
+    """Arguments as JSON without floats; tensors by name, and put into ``tensors``."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"dict": {str(k): _plain(v, tensors, f"{path}.{k}".strip(".")) for k, v in sorted(value.items())}}
+    if isinstance(value, list | tuple):
+        return [_plain(v, tensors, f"{path}.{i}".strip(".")) for i, v in enumerate(value)]
+    if isinstance(value, float):
+        return {"float": value.hex() if math.isfinite(value) else repr(value)}
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return {"int": str(value)}
+    return {"text": str(value)[:200]}
