@@ -8,14 +8,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.evidence import Evidence, open_run
+from auditor.programs import check_program
 from auditor.replayer import Counts, Replayer
 from auditor.replaying import check_table
 from auditor.verdict import Verdict, begin
@@ -23,7 +25,7 @@ from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.loop import Loop
 from vtrain.engine.task import Task, check_data
-from vtrain.errors import CheckpointError, JobError, Refuted, UsageError
+from vtrain.errors import CheckpointError, JobError, MalformedRunError, Refuted, UsageError
 from vtrain.job import Job
 from vtrain.random import StreamKey, permutation
 
@@ -99,7 +101,7 @@ def sample(all_segments: Sequence[Segment], count: int, note: str, nonce: str) -
 class _Bench:
     """One process's task and evidence, kept between segments."""
 
-    def __init__(self, evidence: Evidence, directory: Path) -> None:
+    def __init__(self, evidence: Evidence, directory: Path | None) -> None:
         self.evidence = evidence
         job = evidence.job
         if not isinstance(job, Job):
@@ -108,7 +110,7 @@ class _Bench:
             )
         check_table(job.optable)
         self.job = job
-        self.task = Task(job, directory)
+        self.task = Task(job, directory or Path())
 
     def replay(self, segment: Segment, on_step: Callable[[int], None]) -> Found:
         """Replay one segment.
@@ -131,7 +133,7 @@ class _Bench:
         if segment.start < 0:
             on_step(0)
         else:
-            files = self.evidence.checkpoint(segment.start)
+            files = self.evidence.checkpoint(segment.start, _state_bound(loop.model))
             try:
                 state.restore(files, loop.model, loop.optimizer)
             except CheckpointError as error:  # it is what the trainer committed to, and not of the job's model
@@ -142,19 +144,35 @@ class _Bench:
             on_step(step)
 
 
+def _state_bound(model: torch.nn.Module) -> int:
+    """Bytes that no file of a checkpoint of this model has: room for an optimizer of many tensors, and a header."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return 16 * sum(t.numel() * t.element_size() for t in tensors) + (64 << 20)
+
+
+class _Work(NamedTuple):
+    """What a worker process opens; ``note`` is the last head of the run that was checked."""
+
+    run: Path
+    directory: Path | None
+    key_pem: str | None
+    threads: int
+    note: str
+
+
 _bench: _Bench | None = None
 
 
-def _start_worker(run: Path, directory: Path, key_pem: str | None, threads: int) -> None:
+def _work(segment: Segment, work: _Work) -> Found:
     global _bench
-    from vtrain.commit import keys
+    if _bench is None:
+        from vtrain.commit import keys
 
-    torch.set_num_threads(threads)
-    _bench = _Bench(open_run(run, None if key_pem is None else keys.load_public(key_pem)), directory)
-
-
-def _work(segment: Segment) -> Found:
-    assert _bench is not None
+        torch.set_num_threads(work.threads)
+        evidence = open_run(work.run, None if work.key_pem is None else keys.load_public(work.key_pem))
+        if evidence.notes[-1] != work.note:  # the head covers the job and every leaf
+            raise MalformedRunError(f"{work.run}: changed while it was audited: another last head")
+        _bench = _Bench(evidence, work.directory)
     return _bench.replay(segment, lambda step: None)
 
 
@@ -164,7 +182,8 @@ class Request:
 
     Attributes:
         run: the run directory.
-        directory: what the program's path is relative to.
+        directory: what the program's path is relative to. Without a ``job`` only files below it are run; None for
+            none.
         job: the client's own job, to compare; None trusts the run's.
         key: the trainer's public key, if known.
         steps: first and last step to replay; None for all.
@@ -174,7 +193,7 @@ class Request:
     """
 
     run: Path
-    directory: Path
+    directory: Path | None
     job: Job | None = None
     key: Ed25519PublicKey | None = None
     steps: tuple[int, int] | None = None
@@ -203,6 +222,8 @@ def audit(request: Request, on_step: Callable[[int], None], on_plan: Callable[[i
     verdict = begin(evidence, environment())
     if request.job is not None and not _same_job(request.job, evidence, verdict):
         return verdict
+    if request.job is None and isinstance(evidence.job, Job):
+        check_program(evidence.job.program, request.directory, request.run)
     plan = _plan(request, evidence, verdict)
     on_plan(sum(s.last - s.start for s in plan))
     done: list[Found] = []
@@ -238,10 +259,10 @@ def _in_parallel(
 
     threads = max(1, (os.cpu_count() or 1) // request.jobs)
     pem = None if request.key is None else keys.public_text(request.key)
-    arguments = (request.run, request.directory, pem, threads)
+    work = _Work(request.run, request.directory, pem, threads, evidence.notes[-1])
     pool: Executor
-    with ProcessPoolExecutor(request.jobs, get_context("spawn"), _start_worker, arguments) as pool:
-        for found in pool.map(_work, plan):
+    with ProcessPoolExecutor(request.jobs, get_context("spawn")) as pool:
+        for found in pool.map(_work, plan, repeat(work)):
             for step in range(found.segment.first, found.segment.last + 1):
                 on_step(step)
             yield found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vtrain.console import print_json, print_table, profile_option, progress
+from vtrain.console import print_json, print_table, printable, profile_option, progress
 from vtrain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,11 @@ def _steps(text: str | None) -> tuple[int, int] | None:
 @click.option("--nonce", default="", help="Your own random text for the draw; made where it is not given.")
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Worker processes.")
 @click.option("--job", type=_file, help="The client's own job file: the run must be of this job.")
-@click.option("--program-dir", type=_file, help="What the program's path is relative to; JOB's folder by default.")
+@click.option(
+    "--program-dir",
+    type=_file,
+    help="What the program's path is relative to; by default JOB's folder.",
+)
 @click.option("--verdict", type=_file, help="Write the signed verdict here.")
 @click.option("--key", type=_file, help="The auditor's private key, to sign the verdict with.")
 @_key
@@ -70,7 +74,7 @@ def audit(
     from vtrain.job import load
 
     signer = None if key is None else keys.load_private(key)
-    folder = program_dir or (job.resolve().parent if job is not None else Path())
+    folder = program_dir or (job.resolve().parent if job is not None else None)
     request = Request(
         run, folder, None if job is None else load(job), _public(trainer_key), _steps(steps), sample or 0, nonce, jobs
     )  # fmt: skip
@@ -91,7 +95,7 @@ def audit(
         found = replay(request, on_step, on_plan)
     if verdict is not None and signer is not None:
         found.sign(verdict, signer)
-    print_json(found.to_json()) if as_json else click.echo(str(found))
+    print_json(found.to_json()) if as_json else click.echo(printable(str(found), 100_000))
     sys.exit(found.exit_code)
 
 
@@ -102,21 +106,23 @@ def _outside(run: Path, verdict: Path | None) -> None:
 
 @click.command()
 @click.argument("run", type=_file)
+@click.option("--head", type=_file, help="A signed head of this run that was seen elsewhere.")
 @_key
 @_json
-def verify(run: Path, trainer_key: Path | None, as_json: bool) -> None:
+def verify(run: Path, head: Path | None, trainer_key: Path | None, as_json: bool) -> None:
     """Check everything about RUN that can be checked without repeating it: formats, signatures, proofs, digests.
 
-    Needs neither torch nor a GPU.
+    Needs neither torch nor a GPU. With --head, also that the trainer told others the same history.
 
     \b
-    Example:
+    Examples:
       vtrain verify runs/mine --trainer-key trainer.key.pub
+      vtrain verify runs/mine --trainer-key trainer.key.pub --head head-from-a-witness.txt
     """
     from auditor.verify import verify as check
 
     with progress("verifying", None) as update:
-        checks = check(run, _public(trainer_key), lambda step, last: update(step, f"of {last}"))
+        checks = check(run, _public(trainer_key), lambda step, last: update(step, f"of {last}"), head)
     if as_json:
         print_json({"result": "well-formed", "checks": {c.name: c.found for c in checks}})
         return

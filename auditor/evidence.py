@@ -32,7 +32,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from vtrain.commit import heads, keys, merkle, statement
 from vtrain.commit.chunks import chunks_digest
 from vtrain.commit.digest import StateDigest, TensorBytes, files_digest
+from vtrain.commit.heads import KEY_NAME
 from vtrain.commit.leaf import Leaf, leaf_from_json
+from vtrain.commit.statement import RUN_PREDICATE
 from vtrain.errors import (
     CheckpointError,
     EquivocationError,
@@ -48,10 +50,9 @@ from vtrain.job import MAX_BYTES as MAX_JOB_BYTES
 from vtrain.job import Job, LoopJob, job_digest, parse_canonical
 from vtrain.store import canonical, transcript
 from vtrain.store.checkpoint import MAX_FILE_BYTES, read_checkpoint, scan_checkpoint
-from vtrain.store.layout import Layout, check_tree, safe_open, step_name
+from vtrain.store.layout import MAX_PROGRAM_BYTES, Layout, check_tree, safe_open, step_name
 from vtrain.store.logformat import OFFSETS, step_digest
 from vtrain.store.steplog import COLUMNS, SITE_COLUMNS, StepLog
-from vtrain.store.writer import KEY_NAME, MAX_PROGRAM_BYTES, RUN_PREDICATE
 
 if TYPE_CHECKING:
     from vtrain.store.logread import SegmentLog

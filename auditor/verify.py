@@ -6,6 +6,8 @@
 8. Every step's rounding log is there, well-formed, and what the step's leaf commits to; nothing else is in the log.
 9. Every checkpoint has the state digest that its leaf commits to; there are no others.
 
+10. A head that the auditor saw elsewhere, if there is one, is a head of this run's leaves.
+
 What is not checked: that the steps were computed as the job says. That is what ``vtrain audit`` does.
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.evidence import Evidence, numel, open_run
+from auditor.prove import read_note
 from vtrain.commit import heads, keys
 from vtrain.errors import CheckpointError, LogError
 from vtrain.store.checkpoint import list_checkpoints
@@ -37,19 +40,24 @@ class Check:
     found: str
 
 
-def verify(path: Path, key: Ed25519PublicKey | None, on_step: Callable[[int, int], None]) -> list[Check]:
+def verify(
+    path: Path, key: Ed25519PublicKey | None, on_step: Callable[[int, int], None], seen: Path | None = None
+) -> list[Check]:
     """Check a run; hostile input, never modified.
 
     Args:
         path: the run directory.
         key: the trainer's public key, if known.
         on_step: hears (step, last step) as logs are checked.
+        seen: file of a signed head seen elsewhere, hostile like the run.
 
     Returns:
         The checks that held, in order.
 
     Raises:
         MalformedRunError: the first rule that is broken.
+        EquivocationError: the head seen elsewhere is of another history.
+        UsageError: the file of that head can't be read.
     """
     evidence = open_run(path, key)
     known = "as expected" if evidence.pinned else "the run's own: pass --trainer-key to pin it"
@@ -58,6 +66,10 @@ def verify(path: Path, key: Ed25519PublicKey | None, on_step: Callable[[int, int
         Check("key", f"{keys.key_id(evidence.key)} ({known})"),
         Check("transcript", f"{len(evidence.leaves)} leaves under {len(evidence.heads)} consistent signed heads"),
     ]
+    if seen is not None:
+        head = heads.open_head(read_note(seen), evidence.key, heads.KEY_NAME)
+        heads.check_consistent([*evidence.heads, head], evidence.tree)
+        checks.append(Check("head seen", f"of {head.size} leaves, which are this run's first"))
     evidence.require_complete()
     checks.append(Check("attestation", f"of {evidence.last_step} steps"))
     checks.append(Check("programs", f"{_programs(evidence)} sequences of sites"))

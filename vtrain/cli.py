@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from vtrain.console import printable
 from vtrain.errors import VtrainError
 
 # command -> (module, attribute, help): listing them imports none.
@@ -21,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("vtrain.doctor", "doctor", "Say what this machine is and whether it keeps the contract."),
     "inspect": ("auditor.cli", "inspect", "Show what a run logged, per operation."),
     "keygen": ("trainer.cli", "keygen", "Make an Ed25519 key."),
+    "prove": ("auditor.prove_cli", "prove", "Prove that a step is in a run, or check such a proof; needs no torch."),
     "resume": ("trainer.cli", "resume", "Go on with an interrupted run."),
     "train": ("trainer.cli", "train", "Train a job and record the run."),
     "verify": ("auditor.cli", "verify", "Check signatures, proofs and formats of a run; needs no torch."),
@@ -69,7 +71,7 @@ def main() -> NoReturn:
         code = group.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except VtrainError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

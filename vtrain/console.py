@@ -64,6 +64,12 @@ def print_table(columns: list[tuple[str, bool]], rows: list[list[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+def printable(text: str, most: int = 4000) -> str:
+    """Text for a terminal: what a run's author wrote into it must not move the cursor or colour lines."""
+    kept = text if len(text) <= most else f"{text[:most]} ..."
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in kept)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     import json

@@ -167,9 +167,9 @@ def test_integers_have_no_nan(dtype: str) -> None:
 
 def test_only_chunks_with_a_nan_are_copied() -> None:
     clean = memoryview(np.ones(4, "<f4")).cast("B")
-    assert d._canonical("F32", clean) is clean
+    assert d.canonical_bytes("F32", clean) is clean
     spoilt = memoryview(np.full(4, np.nan, "<f4")).cast("B")
-    assert d._canonical("F32", spoilt).obj is not spoilt.obj
+    assert d.canonical_bytes("F32", spoilt).obj is not spoilt.obj
 
 
 def test_buffers_of_any_kind() -> None:

@@ -20,6 +20,8 @@ from vtrain.commit.merkle import EMPTY_ROOT, HASH_BYTES, MAX_SIZE, Tree
 from vtrain.errors import EquivocationError, MalformedRunError, SignatureError, TranscriptError, UsageError
 
 JOB_FORMAT = "vtrain-job-v1-sha256"
+# The name under which a trainer signs.
+KEY_NAME = "vtrain-trainer"
 # The signed-note specification wants room for 16 signatures, of up to about 5 kB each.
 MAX_NOTE_BYTES = 1 << 17
 MAX_SIGNATURES = 16
@@ -136,7 +138,10 @@ def check_consistent(heads: Sequence[Head], tree: Tree) -> None:
             raise EquivocationError(f"two heads of size {head.size}: roots {other.root.hex()} and {head.root.hex()}")
     for head in by_size.values():
         if head.size > len(tree):
-            raise TranscriptError(f"a head of size {head.size}, but the transcript has only {len(tree)} leaves")
+            raise TranscriptError(
+                f"a head of size {head.size}, but the transcript has only {len(tree)} leaves: whether it extends them, "
+                "only a consistency proof can tell"
+            )
         if (found := tree.root(head.size)) != head.root:
             raise EquivocationError(
                 f"the head of size {head.size} has root {head.root.hex()}, but the leaves have {found.hex()}"

@@ -18,6 +18,8 @@ from vtrain.commit import keys
 from vtrain.errors import MalformedRunError, SignatureError, UsageError, VersionError
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+# What a trainer states of a run.
+RUN_PREDICATE = "https://vtrain.dev/attestation/run/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENVELOPE_BYTES = 16 << 20
 MAX_SIGNATURES = 16

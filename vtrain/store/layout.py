@@ -27,6 +27,8 @@ TOP_LEVEL: dict[str, bool] = {
     "trainer.pub": False,
     ".lock": False,
 }
+# A sequence of sites as JSON; one of 100,000 sites takes some 5 MB. An auditor's parser needs up to 25 times as much.
+MAX_PROGRAM_BYTES = 16 << 20
 _STEP = re.compile(r"[0-9]{6,15}", re.ASCII)
 
 

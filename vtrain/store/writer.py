@@ -16,20 +16,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vtrain.commit import heads, keys, merkle, statement
 from vtrain.commit.digest import TensorBytes, file_digest
+from vtrain.commit.heads import KEY_NAME
 from vtrain.commit.leaf import Leaf, leaf_from_json
+from vtrain.commit.statement import RUN_PREDICATE
 from vtrain.errors import BatchError, CheckpointError, KeyFileError, StorageError, TranscriptError, UsageError
 from vtrain.store import layout as places
 from vtrain.store import transcript
 from vtrain.store.atomic import remove_temporaries, remove_tree, storage_errors, write_bytes
 from vtrain.store.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
-from vtrain.store.layout import Layout, WriterLock, step_name
+from vtrain.store.layout import MAX_PROGRAM_BYTES, Layout, WriterLock, step_name
 from vtrain.store.log import LogWriter, discard_after
 from vtrain.store.steplog import StepLog
-
-RUN_PREDICATE = "https://vtrain.dev/attestation/run/v1"
-KEY_NAME = "vtrain-trainer"
-# A sequence of sites as JSON; one of 100,000 sites takes some 5 MB. An auditor's parser needs up to 25 times as much.
-MAX_PROGRAM_BYTES = 16 << 20
 
 
 class RunWriter:
