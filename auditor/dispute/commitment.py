@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,3 +71,9 @@ def open_commitment(value: object, key: Ed25519PublicKey) -> Commitment:
     found = Commitment(**{k: v for k, v in value.items() if k != "signature"})
     keys.verify(key, signature, found.payload())
     return found
+
+
+def columns_digest(columns: Mapping[str, bytes]) -> str:
+    """SHA-256 of a site's columns, hex; each column by its length."""
+    parts = (columns[name] for name in ("row", "gaps", "codes", "values"))
+    return hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).hexdigest()

@@ -121,7 +121,14 @@ _FUNCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sigmoid": lambda m, x, p: 1 / (1 + m.exp(-x)),
     "pow": lambda m, x, p: m.power(x, p),
 }
-_ARCS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh"}
+_ARCS = {
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "asinh": "arcsinh",
+    "acosh": "arccosh",
+    "atanh": "arctanh",
+}
 # Only for what is no number, infinite or zero: there all libraries agree.
 _IEEE: dict[str, Callable[[Any, float], Any]] = {
     **{name: _of_numpy(name) for name in [*_SAME, *"log log2 log10 exp2".split()]},

@@ -169,4 +169,3 @@ class Rerun:
 
 def _snapshot(loop: Loop) -> Snapshot:
     return {f: {n: t.detach().clone() for n, t in tensors.items()} for f, tensors in loop.files().items()}
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from auditor.dispute.commitment import columns_digest
 from auditor.replayer import Replayer
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.digest import TensorBytes
@@ -147,12 +147,6 @@ class Tracer(Replayer):
         given = {n: blocks_of_tensor(t).digest for n, t in inputs.items()}
         made = {n: blocks_of_tensor(t).digest for n, t in outputs.items()}
         self.sink.event(Event(kind, name, args, given, {**made, **more}), inputs, outputs)
-
-
-def columns_digest(columns: Mapping[str, bytes]) -> str:
-    """SHA-256 of a site's columns, hex; each column by its length."""
-    parts = (columns[name] for name in ("row", "gaps", "codes", "values"))
-    return hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).hexdigest()
 
 
 def blocks_of_tensor(t: torch.Tensor) -> Blocks:

@@ -1,0 +1,321 @@
+"""The side that asks: finds the first step, operation and elements that differ, and has them judged (protocol §8)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from auditor.dispute.commitment import Commitment
+from auditor.dispute.messages import Message, peek, seal
+from auditor.dispute.record import Record, SideProof
+from auditor.dispute.rerun import Captured, Rerun
+from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, shown_in, unhexes
+from auditor.dispute.terms import terms
+from auditor.referee import REFUTED, Finding, judge, parse_site
+from vtrain.commit import keys, merkle
+from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
+from vtrain.commit.trace import Event, Trace, parse_event
+from vtrain.errors import MalformedRunError
+from vtrain.store import canonical
+
+Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
+MAX_RECORD_ELEMENTS = 4096
+RECORD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference, narrowed down and judged.
+
+    Attributes:
+        result: ``benign`` or ``refuted``.
+        wrong: who is wrong: ``run``, ``other``, both, or nobody.
+        step, event: where; -1 for an event where no operation can be named.
+        operation: what the first differing event is of.
+        why: one line for people.
+        records: referee's records, each complete in itself; none where no arithmetic is disputed.
+        findings: what the referee found in them.
+        repairs: for a benign one the elements to repair and their words, by number of the result.
+    """
+
+    result: str
+    wrong: tuple[str, ...]
+    step: int
+    event: int
+    operation: str
+    why: str
+    records: tuple[bytes, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    repairs: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+def common_prefix(mine: int, theirs: int, same: Callable[[int], bool]) -> int:
+    """Length of the longest common prefix of two sequences, by O(log n) comparisons of prefixes.
+
+    Args:
+        mine, theirs: lengths.
+        same: whether the prefixes of a length are equal; true for 0, and not again true once it was false.
+    """
+    low, high = 0, min(mine, theirs)
+    if same(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if same(middle) else (low, middle)
+    return low
+
+
+class Challenger:
+    """Disputes a run with the party that answers on a channel.
+
+    Args:
+        rerun: its own computation.
+        key: its key.
+        channel: sends a line and gives the answer; raises Forfeit(RESPONDER) where none comes.
+
+    Attributes:
+        talk: the dispute so far; ``talk.lines`` is the transcript.
+    """
+
+    def __init__(self, rerun: Rerun, key: Ed25519PrivateKey, channel: Channel) -> None:
+        self._rerun, self._key, self._channel = rerun, key, channel
+        evidence = rerun.evidence
+        self._note = hashlib.sha256(evidence.notes[-1].encode()).hexdigest()
+        self.talk = Conversation(evidence.digest.hex(), self._note, evidence.key)
+        self._session = os.urandom(32).hex()
+        self.ask("open", job=self.talk.job, note=self._note, key=keys.public_text(key))
+
+    def ask(self, kind: str, **content: Any) -> dict[str, Any]:
+        """One question and its answer.
+
+        Raises:
+            Forfeit: the responder breaks a rule.
+        """
+        message = Message(self._session, len(self.talk.lines), self.talk.previous, kind, content)
+        line = seal(message, self._key)
+        self.talk.take(line)
+        reply = self._channel(line)
+        try:
+            return self.talk.take(reply).content
+        except Forfeit:
+            self.talk.lines.append(reply)  # the evidence against its sender
+            raise
+
+    # ---- the first step -------------------------------------------------------------------------------------------
+    def first_step(self, first: int, last: int) -> Difference | int | None:
+        """The first step of ``first`` to ``last`` after which the two states differ.
+
+        Returns:
+            Its number; None if none does; a Difference where the run's own replay is not what the run commits to.
+        """
+        mine = self._rerun.states(first, last)
+        tree = merkle.Tree(merkle.leaf_hash(s.encode()) for s in mine)
+        self.ask("states", first=first, last=last, root=tree.root().hex())
+
+        def same(size: int) -> bool:
+            found = self.ask("stateprefix", first=first, last=last, size=size)
+            return bool(found["root"] == tree.root(size).hex())
+
+        for leaf in self._rerun.evidence.leaves[first : last + 1]:
+            if leaf.state:
+                found = self.ask("state", first=first, last=last, step=leaf.step)["state"]
+                if found != leaf.state:
+                    why = f"the run's own replay gives state {found}; its leaf commits to {leaf.state}"
+                    return Difference(REFUTED, ("run",), leaf.step, -1, "state", why)
+        equal = common_prefix(len(mine), len(mine), same)
+        return None if equal == len(mine) else first + equal
+
+    # ---- the first operation --------------------------------------------------------------------------------------
+    def first_event(self, step: int) -> tuple[Trace, int] | None:
+        """My trace of a step, and the number of the first event that differs; None if none does."""
+        mine = self._rerun.trace(step)
+        own = Commitment(self.talk.job, step, len(mine), mine.tree.root().hex(), self._note, self._repairs())
+        self.ask("trace", step=step, commitment=own.sign(self._key))
+        theirs = self.talk.traces[step]
+
+        def same(size: int) -> bool:
+            return bool(self.ask("prefix", step=step, size=size)["root"] == mine.tree.root(size).hex())
+
+        equal = common_prefix(len(mine), theirs.size, same)
+        return None if equal == len(mine) == theirs.size else (mine, equal)
+
+    def _repairs(self) -> str:
+        """What distinguishes one's commitments before and after a repair; 64 zeros without repairs."""
+        if not self._rerun.repairs:
+            return "0" * 64
+        parts = [(step, seq, i.tolist(), w.tolist()) for (step, seq), (i, w) in sorted(self._rerun.repairs.items())]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def dispute(self, step: int) -> Difference | None:
+        """The first difference in a step, judged; None if its traces are the same.
+
+        Raises:
+            Forfeit: the responder breaks a rule.
+        """
+        found = self.first_event(step)
+        if found is None:
+            return self._against_leaf(step)
+        mine, number = found
+        theirs = self.talk.traces[step]
+        if number >= theirs.size or number >= len(mine):
+            why = f"{theirs.size} events in the run's trace, {len(mine)} here"
+            return Difference(REFUTED, ("run",), step, number, "the sequence of operations", why)
+        answer = self.ask("event", step=step, event=number)
+        run, own = self.talk.event(step, number), parse_event(mine.events[number])
+        alike = all(getattr(run, part) == getattr(own, part) for part in ("kind", "name", "args", "inputs"))
+        if alike and run.kind == "site" and run.args.get("definition") is not None:
+            return self._rounding(step, number, mine, answer)
+        return _other(step, number, run, own)
+
+    def _against_leaf(self, step: int) -> Difference | None:
+        """Where both traces agree: the leaf must be what they end with."""
+        size = self.talk.traces[step].size
+        self.ask("event", step=step, event=size - 1)
+        end, leaf = self.talk.event(step, size - 1), self._rerun.evidence.leaves[step]
+        committed = {"sites": leaf.sites, **{f"metric:{n}": v for n, v in leaf.metrics.items()}}
+        if leaf.state:
+            committed["state"] = leaf.state
+        for name, value in committed.items():
+            if end.outputs.get(name) != value:
+                why = f"{name}: both replays give {end.outputs.get(name)}; the run's leaf commits to {value}"
+                return Difference(REFUTED, ("run",), step, size - 1, "the step's end", why)
+        return None
+
+    # ---- the elements ---------------------------------------------------------------------------------------------
+    def _rounding(self, step: int, number: int, mine: Trace, answer: Mapping[str, Any]) -> Difference:
+        """Two outputs of the same operation on the same operands."""
+        run = self.talk.event(step, number)
+        captured = self._rerun.capture(step, number)
+        elements, shown = self._disputed(step, number, captured)
+        parts = _split(elements, captured, run)
+        made = [self._record(step, number, mine, answer, captured, part, shown, len(elements)) for part in parts]
+        findings = [judge(data, self._rerun.evidence.key) for data in made]
+        wrong = tuple(side for side in ("run", "other") if any(side in f.wrong for f in findings))
+        result = REFUTED if wrong else findings[0].result
+        repairs = {} if wrong else {run.args["seq"]: _words(shown, elements)}
+        why = f"{len(elements)} of {run.name} differ; {'outside' if wrong else 'all within'} the certified bound"
+        return Difference(result, wrong, step, number, run.name, why, tuple(made), tuple(findings), repairs)
+
+    def _disputed(self, step: int, number: int, captured: Captured) -> tuple[np.ndarray, Shown]:
+        """Flat indices of the elements that differ, and the run's blocks that hold them."""
+        where = {"step": step, "event": number, "part": "outputs", "name": "value"}
+        own = captured.outputs["value"]
+        theirs = unhexes(self.ask("hashes", **where)["hashes"])
+        if len(theirs) != len(own.hashes):
+            raise Forfeit(
+                RESPONDER, f"an output of {len(theirs)} blocks; {parse_site(captured.event.name)[2]} is wanted"
+            )
+        blocks = [i for i, (a, b) in enumerate(zip(own.hashes, theirs, strict=True)) if a != b]
+        shown = shown_in(self.ask("blocks", **where, blocks=blocks), blocks)
+        width = own.header.width
+        found = []
+        for i in blocks:
+            a, b = (np.frombuffer(x, f"<u{width}") for x in (own.block(i), shown.blocks[i]))
+            found.append(np.flatnonzero(a != b) + i * (BLOCK_BYTES // width))
+        return np.concatenate(found), shown
+
+    def _record(
+        self, step: int, number: int, mine: Trace, answer: Mapping[str, Any], captured: Captured,
+        elements: Sequence[int], shown: Shown, disputed: int,
+    ) -> bytes:  # fmt: skip
+        evidence, run = self._rerun.evidence, self.talk.event(step, number)
+        needed = _needed(captured, run, elements)
+        blocks = blocks_of(elements, shown.header.width)
+        where = {"step": step, "event": number, "part": "outputs", "name": "value"}
+        theirs = shown_in(self.ask("blocks", **where, blocks=blocks), blocks)
+        log = self._columns(step, number, run)
+        sides = {
+            "run": SideProof(
+                self._commitment(RESPONDER, step), answer["event"].encode(), unhexes(answer["inclusion"]),
+                unhexes(answer["consistency"]),
+            ),
+            "other": SideProof(
+                self._commitment(CHALLENGER, step), mine.events[number], mine.tree.inclusion_proof(number),
+                mine.tree.consistency_proof(number),
+            ),
+        }  # fmt: skip
+        return Record(
+            self.talk.job, step, number, evidence.notes[-1], canonical.dumps(evidence.leaves[step].to_json()),
+            evidence.tree.inclusion_proof(step),
+            {"run": keys.public_text(evidence.key), "other": keys.public_text(self._key)}, sides,
+            mine.tree.root(number), {n: captured.inputs[n].show(b) for n, b in needed.items()},
+            {"run": theirs, "other": captured.outputs["value"].show(blocks)}, [int(e) for e in elements], disputed, log,
+        ).encode()  # fmt: skip
+
+    def _commitment(self, side: str, step: int) -> Mapping[str, Any]:
+        """The last signed commitment of a side to a step's trace, from the transcript."""
+        for line in reversed(self.talk.lines):
+            content = peek(line).content
+            found = content.get("commitment")
+            if isinstance(found, dict) and found.get("step") == step and ("step" in content) == (side == CHALLENGER):
+                return found
+        raise MalformedRunError(f"no commitment of the {side} to step {step}")
+
+    def _columns(self, step: int, number: int, run: Event) -> Mapping[str, str] | None:
+        if "log" not in run.outputs:
+            return None
+        found = self.ask("columns", step=step, event=number)
+        small = sum(len(base64.b64decode(text)) for text in found.values()) <= RECORD_BYTES // 8
+        return found if small else None
+
+    def close(self, difference: Difference | None) -> None:
+        """End the dispute, naming its result and its first record."""
+        record = difference.records[0] if difference and difference.records else b""
+        result = "same" if difference is None else difference.result
+        self.ask("close", result=result, record=hashlib.sha256(record).hexdigest())
+
+
+def _other(step: int, number: int, run: Event, own: Event) -> Difference:
+    """A difference that no rounding explains: its operation is deterministic, or is not the same operation."""
+    for part in ("kind", "name", "args", "inputs"):
+        mine, theirs = getattr(own, part), getattr(run, part)
+        if mine != theirs:
+            why = f"{part} of event {number}: {str(theirs)[:200]} in the run, {str(mine)[:200]} here"
+            return Difference(REFUTED, ("run",), step, number, own.name, why)
+    names = sorted(n for n in {*run.outputs, *own.outputs} if run.outputs.get(n) != own.outputs.get(n))
+    why = f"{own.name}: the same arguments, other results ({', '.join(names[:5])}), which no hardware explains"
+    return Difference(REFUTED, ("run",), step, number, own.name, why)
+
+
+def _needed(captured: Captured, run: Event, elements: Sequence[int]) -> dict[str, list[int]]:
+    """Blocks of each operand that the elements depend on; at least one each, for its header."""
+    shapes = {name: blocks.header.shape for name, blocks in captured.inputs.items()}
+    definition, shape = run.args["definition"], parse_site(run.name)[2]
+    needed: dict[str, set[int]] = {name: {0} for name in shapes}
+    for element in elements:
+        found = terms(definition["kind"], definition["params"], shapes, shape, int(element))
+        for name, index in found.reads:
+            width = captured.inputs[name].header.width
+            needed[name].update(np.unique(index * width // BLOCK_BYTES).tolist())
+    return {name: sorted(blocks) for name, blocks in needed.items()}
+
+
+def _split(elements: np.ndarray, captured: Captured, run: Event) -> list[list[int]]:
+    """The elements in parts whose records have about 1 MiB at most; each part has one element at least."""
+    parts: list[list[int]] = [[]]
+    have: dict[str, set[int]] = {}
+    for element in elements[:MAX_RECORD_ELEMENTS].tolist():
+        new = _needed(captured, run, [element])
+        fresh = sum(len(set(b) - have.get(n, set())) for n, b in new.items()) * BLOCK_BYTES
+        used = sum(len(b) for b in have.values()) * BLOCK_BYTES
+        if parts[-1] and used + fresh + 3 * BLOCK_BYTES * len(parts[-1]) ** 0 > RECORD_BYTES * 7 // 8:
+            parts.append([])
+            have = {}
+        parts[-1].append(element)
+        for n, b in new.items():
+            have.setdefault(n, set()).update(b)
+    return parts
+
+
+def _words(shown: Shown, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The run's elements as words of their container."""
+    width = shown.header.width
+    raw = b"".join(shown.bytes_at(int(e) * width, width) for e in elements)
+    return elements, np.frombuffer(raw, f"<u{width}")

@@ -1,0 +1,139 @@
+"""The side that answers: usually the trainer, who replays its run and shows what it is asked for (protocol §8)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from auditor.dispute.commitment import Commitment
+from auditor.dispute.messages import Message, seal
+from auditor.dispute.rerun import Captured, Rerun
+from auditor.dispute.rules import Conversation, encode_blocks
+from vtrain.commit import merkle
+from vtrain.commit.blocks import Blocks
+from vtrain.commit.trace import Trace
+from vtrain.errors import UsageError, VtrainError
+
+
+class Responder:
+    """Answers one challenger.
+
+    Args:
+        rerun: its own computation.
+        key: the key that signed the run.
+
+    Attributes:
+        talk: the dispute so far.
+    """
+
+    def __init__(self, rerun: Rerun, key: Ed25519PrivateKey) -> None:
+        self._rerun, self._key = rerun, key
+        self._trace: tuple[int, Trace] | None = None
+        self._captured: tuple[int, int, Captured] | None = None
+        self._states: tuple[int, int, list[str]] | None = None
+        evidence = rerun.evidence
+        self._note = hashlib.sha256(evidence.notes[-1].encode()).hexdigest()
+        self.talk = Conversation(evidence.digest.hex(), self._note, key.public_key())
+
+    def answer(self, line: bytes) -> bytes:
+        """The answer to a challenger's line.
+
+        Raises:
+            Forfeit: the challenger broke a rule.
+        """
+        asked = self.talk.take(line)
+        answers: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+            "open": lambda c: {"job": self.talk.job, "note": self._note},
+            "states": self._commit_states, "stateprefix": self._state_prefix, "state": self._state,
+            "trace": self._commit_trace, "prefix": self._prefix, "event": self._event, "hashes": self._hashes,
+            "blocks": self._blocks, "columns": self._columns, "close": lambda c: {},
+        }  # fmt: skip
+        try:
+            kind, content = "answer", answers[asked.kind](asked.content)
+        except VtrainError as error:
+            kind, content = "refused", {"why": str(error)[:500]}
+        message = Message(self.talk.session, len(self.talk.lines), self.talk.previous, kind, content)
+        reply = seal(message, self._key)
+        if kind == "answer":
+            self.talk.take(reply)
+        return reply
+
+    # ---- states ---------------------------------------------------------------------------------------------------
+    def _state_tree(self, content: Mapping[str, Any]) -> tuple[list[str], merkle.Tree]:
+        first, last = content["first"], content["last"]
+        if last > self._rerun.evidence.last_step:
+            raise UsageError(f"steps {first} to {last}; the run ends at {self._rerun.evidence.last_step}")
+        if self._states is None or self._states[:2] != (first, last):
+            self._states = (first, last, self._rerun.states(first, last))
+        states = self._states[2]
+        return states, merkle.Tree(merkle.leaf_hash(s.encode()) for s in states)
+
+    def _commit_states(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        return {"root": self._state_tree(content)[1].root().hex()}
+
+    def _state_prefix(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        tree, size = self._state_tree(content)[1], content["size"]
+        return {"root": tree.root(size).hex(), "proof": _hexes(tree.consistency_proof(size))}
+
+    def _state(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        (states, tree), at = self._state_tree(content), content["step"] - content["first"]
+        return {"state": states[at], "proof": _hexes(tree.inclusion_proof(at))}
+
+    # ---- traces ---------------------------------------------------------------------------------------------------
+    def trace(self, step: int) -> Trace:
+        """The trace of a step."""
+        if self._trace is None or self._trace[0] != step:
+            self._trace = (step, self._rerun.trace(step))
+        return self._trace[1]
+
+    def _commit_trace(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        step = content["step"]
+        trace = self.trace(step)
+        made = Commitment(self.talk.job, step, len(trace), trace.tree.root().hex(), self._note)
+        return {"commitment": made.sign(self._key)}
+
+    def _prefix(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        tree, size = self.trace(content["step"]).tree, content["size"]
+        return {"root": tree.root(size).hex(), "proof": _hexes(tree.consistency_proof(size))}
+
+    def _event(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        trace, number = self.trace(content["step"]), content["event"]
+        return {
+            "event": trace.events[number].decode(),
+            "inclusion": _hexes(trace.tree.inclusion_proof(number)),
+            "consistency": _hexes(trace.tree.consistency_proof(number)),
+        }
+
+    # ---- tensors --------------------------------------------------------------------------------------------------
+    def _tensor(self, content: Mapping[str, Any]) -> Blocks:
+        at = (content["step"], content["event"])
+        if self._captured is None or self._captured[:2] != at:
+            self._captured = (*at, self._rerun.capture(*at))
+        found = self._captured[2]
+        part = {"inputs": found.inputs, "outputs": found.outputs}[content["part"]]
+        if content["name"] not in part:
+            raise UsageError(f"event {content['event']} has no tensor {content['name']!r}")
+        return part[content["name"]]
+
+    def _hashes(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        blocks = self._tensor(content)
+        head = blocks.header
+        return {"dtype": head.dtype, "shape": list(head.shape), "hashes": _hexes(blocks.hashes)}
+
+    def _blocks(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        return encode_blocks(self._tensor(content).show(content["blocks"]))
+
+    def _columns(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        event = self.talk.event(content["step"], content["event"])
+        found = self._rerun.columns(content["step"], event.args["seq"])
+        if found is None:
+            raise UsageError("the site has no decisions")
+        return {name: base64.b64encode(data).decode() for name, data in found.items()}
+
+
+def _hexes(hashes: list[bytes]) -> list[str]:
+    return [h.hex() for h in hashes]

@@ -1,0 +1,363 @@
+"""The rules of a dispute: what an answer must prove, and who loses by breaking them (protocol §8). Imports no torch.
+
+A ``Conversation`` is fed every line, by either party while they talk, or by a third person from the transcript
+afterwards: all three come to the same end. A party forfeits that
+
+- sends a message out of turn: another number, another session, or not after the line before;
+- sends one that is no message, or that its key did not sign (seen while talking; it proves nothing to others);
+- answers what was not asked, or with a proof that does not hold against what it committed to;
+- answers one question twice, differently; commits twice, differently;
+- refuses, or stops answering: the transcript then ends with a question.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import rfc8785
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from auditor.dispute.commitment import Commitment, columns_digest, open_commitment
+from auditor.dispute.messages import START, Message, line_digest, peek, unseal
+from vtrain.commit import keys, merkle
+from vtrain.commit.blocks import BLOCK_BYTES, Shown, header
+from vtrain.commit.trace import Event, parse_event
+from vtrain.errors import KeyFileError, MalformedRunError, ProofError, VtrainError
+
+CHALLENGER, RESPONDER = "challenger", "responder"
+MAX_HASHES = 1 << 19
+
+
+class Forfeit(VtrainError):
+    """A party broke the rules and loses.
+
+    Args:
+        side: ``challenger`` or ``responder``.
+        why: which rule, one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, side: str, why: str) -> None:
+        super().__init__(f"the {side} forfeits: {why}")
+        self.side, self.why = side, why
+
+
+class Conversation:
+    """A dispute so far; takes lines in order.
+
+    Args:
+        job: the job's digest, hex.
+        note: SHA-256 of the run's last signed note, hex.
+        responder: the key that answers must be signed with.
+
+    Attributes:
+        lines: the transcript.
+        challenger: the challenger's key, once it has opened the dispute.
+        traces: the responder's trace commitments by step.
+        own: the challenger's, the last one of each step.
+        events: the responder's events that were shown, by step and number.
+    """
+
+    def __init__(self, job: str, note: str, responder: Ed25519PublicKey) -> None:
+        self.job, self.note, self.responder = job, note, responder
+        self.challenger: Ed25519PublicKey | None = None
+        self.lines: list[bytes] = []
+        self.session = ""
+        self.traces: dict[int, Commitment] = {}
+        self.own: dict[int, Commitment] = {}
+        self.events: dict[tuple[int, int], Event] = {}
+        self._states: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+        self._said: dict[bytes, bytes] = {}
+        self._request: Message | None = None
+
+    @property
+    def whose_turn(self) -> str:
+        """Who has to speak."""
+        return CHALLENGER if len(self.lines) % 2 == 0 else RESPONDER
+
+    @property
+    def previous(self) -> str:
+        """What the next message must name."""
+        return line_digest(self.lines[-1]) if self.lines else START
+
+    def take(self, line: bytes) -> Message:
+        """The next line of the dispute, by the party whose turn it is.
+
+        Raises:
+            Forfeit: it breaks a rule.
+        """
+        side = self.whose_turn
+        try:
+            message = unseal(line, self._key(side, line))
+            self._in_turn(message)
+            if side == CHALLENGER:
+                self._check_request(message)
+            else:
+                self._check_answer(message)
+        except Forfeit:
+            raise
+        except VtrainError as error:
+            raise Forfeit(side, str(error)) from error
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            raise Forfeit(side, f"a message of the wrong form: {error!r}"[:300]) from error
+        self.lines.append(line)
+        return message
+
+    def _key(self, side: str, line: bytes) -> Ed25519PublicKey:
+        if side == RESPONDER:
+            return self.responder
+        if self.challenger is None:
+            text = peek(line).content.get("key")
+            try:
+                self.challenger = keys.load_public(text if isinstance(text, str) and text.startswith("-----") else "")
+            except KeyFileError as error:
+                raise MalformedRunError(f"the first message brings no key: {error}") from error
+        return self.challenger
+
+    def _in_turn(self, message: Message) -> None:
+        if not self.lines:
+            self.session = message.session
+        found = (message.session, message.number, message.previous)
+        if found != (self.session, len(self.lines), self.previous):
+            raise MalformedRunError(f"out of turn: message {message.number} after {len(self.lines)} messages")
+
+    # ---- the challenger's ------------------------------------------------------------------------------------------
+    def _check_request(self, message: Message) -> None:
+        if message.kind not in REQUESTS:
+            raise MalformedRunError(f"request {message.kind!r}; want one of {', '.join(REQUESTS)}")
+        if (not self.lines) != (message.kind == "open"):
+            raise MalformedRunError("a dispute is opened once, by its first message")
+        if message.content.keys() != REQUESTS[message.kind][0]:
+            raise MalformedRunError(f"request {message.kind!r}: fields {sorted(message.content)}")
+        if message.kind == "trace":
+            self._commit(message.content, self.challenger, self.own, repeated=True)
+        if not self._sensible(message.kind, message.content):
+            raise MalformedRunError(f"request {message.kind!r} about what was not committed to, or out of its range")
+        self._request = message
+
+    def _sensible(self, kind: str, asked: Mapping[str, Any]) -> bool:
+        """Whether a request is about something that the responder can be asked about."""
+        numbers = [asked[n] for n in ("first", "last", "step", "size", "event") if n in asked]
+        if not all(type(n) is int and 0 <= n < 2**53 for n in numbers):
+            return False
+        if kind == "states":
+            return bool(asked["first"] <= asked["last"])
+        if kind in ("state", "stateprefix"):
+            known = (asked["first"], asked["last"]) in self._states
+            steps = asked["last"] - asked["first"] + 1
+            inside = asked["size"] <= steps if "size" in asked else 0 <= asked["step"] - asked["first"] < steps
+            return bool(known and inside)
+        if kind in ("prefix", "event"):
+            trace = self.traces.get(asked["step"])
+            return trace is not None and asked.get("size", 0) <= trace.size and asked.get("event", 0) < trace.size
+        if kind in ("hashes", "blocks"):
+            indices = asked.get("blocks", [0])
+            plain = isinstance(indices, list) and bool(indices) and all(type(i) is int and i >= 0 for i in indices)
+            return plain and indices == sorted(set(indices)) and bool(_digest_of(self, asked))
+        return kind != "columns" or "log" in self.event(asked["step"], asked["event"]).outputs
+
+    def _commit(
+        self, content: Mapping[str, Any], key: Ed25519PublicKey | None, into: dict[int, Commitment], repeated: bool
+    ) -> None:
+        assert key is not None
+        found = open_commitment(content["commitment"], key)
+        asked = self._request.content["step"] if self._request is not None and not repeated else content.get("step")
+        if (found.job, found.note, found.step) != (self.job, self.note, asked):
+            raise ProofError("a commitment about another job, run or step")
+        old = into.get(found.step)
+        if old is not None and old != found and (not repeated or old.repairs == found.repairs):
+            raise ProofError(f"two commitments to the trace of step {found.step}")
+        into[found.step] = found
+
+    # ---- the responder's -------------------------------------------------------------------------------------------
+    def _check_answer(self, message: Message) -> None:
+        request = self._request
+        assert request is not None
+        if message.kind == "refused":
+            raise Forfeit(RESPONDER, f"refuses {request.kind!r}: {str(message.content.get('why'))[:200]}")
+        if message.kind != "answer":
+            raise MalformedRunError(f"an answer is wanted, found {message.kind!r}")
+        _, fields, check = REQUESTS[request.kind]
+        if message.content.keys() != fields:
+            raise MalformedRunError(f"answer to {request.kind!r}: fields {sorted(message.content)}")
+        question = rfc8785.dumps({"kind": request.kind, "content": _question(request)})
+        said = rfc8785.dumps(message.content)
+        if self._said.setdefault(question, said) != said:
+            raise ProofError(f"two answers to one question ({request.kind!r})")
+        check(self, request.content, message.content)
+
+    def event(self, step: int, number: int) -> Event:
+        """An event that the responder has shown.
+
+        Raises:
+            MalformedRunError: it was not asked for.
+        """
+        found = self.events.get((step, number))
+        if found is None:
+            raise MalformedRunError(f"event {number} of step {step} was not shown before")
+        return found
+
+    def _trace(self, step: int) -> Commitment:
+        if step not in self.traces:
+            raise MalformedRunError(f"the trace of step {step} was not committed to before")
+        return self.traces[step]
+
+
+def _question(request: Message) -> dict[str, Any]:
+    """What of a request decides the answer: not the challenger's own commitments."""
+    return {k: v for k, v in request.content.items() if k not in ("root", "commitment")}
+
+
+def unhex(text: Any) -> bytes:
+    """A hash from a message.
+
+    Raises:
+        ProofError: it is none.
+    """
+    if not isinstance(text, str) or len(text) != 64 or text.lower() != text:
+        raise ProofError(f"{str(text)[:80]!r} is no hash in hex")
+    return bytes.fromhex(text)
+
+
+def unhexes(texts: Any) -> list[bytes]:
+    """Hashes from a message.
+
+    Raises:
+        ProofError: they are none.
+    """
+    if not isinstance(texts, list) or len(texts) > MAX_HASHES:
+        raise ProofError(f"want a list of at most {MAX_HASHES} hashes")
+    return [unhex(text) for text in texts]
+
+
+def shown_in(content: Mapping[str, Any], indices: Sequence[int]) -> Shown:
+    """Blocks from an answer; not checked against a digest.
+
+    Raises:
+        ProofError: they are not as many bytes as the blocks have.
+    """
+    head = header(content["dtype"], content["shape"])
+    data, blocks, at = keys.decode_base64(content["data"]), {}, 0
+    for index in indices:
+        size = min(BLOCK_BYTES, head.nbytes - index * BLOCK_BYTES)
+        blocks[index] = data[at : at + size]
+        at += size
+    if at != len(data):
+        raise ProofError(f"{len(data)} bytes of blocks; want {at}")
+    return Shown(head, blocks, unhexes(content["proof"]))
+
+
+# ---- what each answer must prove ------------------------------------------------------------------------------------
+def _open(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    if (said["job"], said["note"]) != (talk.job, talk.note) or (asked["job"], asked["note"]) != (talk.job, talk.note):
+        raise ProofError("a dispute about another run")
+
+
+def _states(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    talk._states[(asked["first"], asked["last"])] = (unhex(asked["root"]), unhex(said["root"]))
+
+
+def _stateprefix(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    first, last = asked["first"], asked["last"]
+    root = talk._states[(first, last)][1]
+    merkle.verify_consistency(asked["size"], last - first + 1, unhex(said["root"]), root, unhexes(said["proof"]))
+
+
+def _state(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    first, last, step = asked["first"], asked["last"], asked["step"]
+    leaf = merkle.leaf_hash(str(said["state"]).encode())
+    root = talk._states[(first, last)][1]
+    merkle.verify_inclusion(step - first, last - first + 1, leaf, unhexes(said["proof"]), root)
+
+
+def _trace(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    talk._commit(said, talk.responder, talk.traces, repeated=False)
+
+
+def _prefix(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    trace = talk._trace(asked["step"])
+    root, proof = unhex(said["root"]), unhexes(said["proof"])
+    merkle.verify_consistency(asked["size"], trace.size, root, bytes.fromhex(trace.root), proof)
+
+
+def _event(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    trace, data = talk._trace(asked["step"]), str(said["event"]).encode()
+    leaf = merkle.leaf_hash(data)
+    proof = unhexes(said["inclusion"])
+    merkle.verify_inclusion(asked["event"], trace.size, leaf, proof, bytes.fromhex(trace.root))
+    talk.events[(asked["step"], asked["event"])] = parse_event(data)
+
+
+def _digest_of(talk: Conversation, asked: Mapping[str, Any]) -> str:
+    event = talk.event(asked["step"], asked["event"])
+    part = {"inputs": event.inputs, "outputs": event.outputs}[asked["part"]]
+    return part[asked["name"]]
+
+
+def _hashes(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    head, hashes = header(said["dtype"], said["shape"]), unhexes(said["hashes"])
+    if len(hashes) != head.count or head.digest(merkle.root(hashes)) != _digest_of(talk, asked):
+        raise ProofError("hashes of blocks that are not those of the event's digest")
+
+
+def _blocks(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    shown_in(said, asked["blocks"]).check(_digest_of(talk, asked), "blocks")
+
+
+def _columns(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    digest = talk.event(asked["step"], asked["event"]).outputs.get("log")
+    columns = {name: keys.decode_base64(said[name]) for name in ("row", "gaps", "codes", "values")}
+    if digest != columns_digest(columns):
+        raise ProofError("decisions that are not those of the event's digest")
+
+
+def _close(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    pass
+
+
+_Check = Callable[[Conversation, Mapping[str, Any], Mapping[str, Any]], None]
+_AT = {"step", "event", "part", "name"}
+# request -> its fields, its answer's fields, what the answer must prove
+REQUESTS: dict[str, tuple[set[str], set[str], _Check]] = {
+    "open": ({"job", "note", "key"}, {"job", "note"}, _open),
+    "states": ({"first", "last", "root"}, {"root"}, _states),
+    "stateprefix": ({"first", "last", "size"}, {"root", "proof"}, _stateprefix),
+    "state": ({"first", "last", "step"}, {"state", "proof"}, _state),
+    "trace": ({"step", "commitment"}, {"commitment"}, _trace),
+    "prefix": ({"step", "size"}, {"root", "proof"}, _prefix),
+    "event": ({"step", "event"}, {"event", "inclusion", "consistency"}, _event),
+    "hashes": (_AT, {"dtype", "shape", "hashes"}, _hashes),
+    "blocks": (_AT | {"blocks"}, {"dtype", "shape", "data", "proof"}, _blocks),
+    "columns": ({"step", "event"}, {"row", "gaps", "codes", "values"}, _columns),
+    "close": ({"result", "record"}, set(), _close),
+}
+
+
+def encode_blocks(shown: Shown) -> dict[str, Any]:
+    """Blocks as an answer has them."""
+    data = b"".join(shown.blocks[i] for i in sorted(shown.blocks))
+    return {
+        "dtype": shown.header.dtype, "shape": list(shown.header.shape), "data": base64.b64encode(data).decode(),
+        "proof": [h.hex() for h in shown.proof],
+    }  # fmt: skip
+
+
+def check_transcript(lines: Sequence[bytes], job: str, note: str, responder: Ed25519PublicKey) -> Forfeit | None:
+    """Who loses by a transcript, for a third person; None if nobody broke a rule.
+
+    Args:
+        lines: all messages in order; hostile input.
+        job, note, responder: as for ``Conversation``.
+    """
+    talk = Conversation(job, note, responder)
+    try:
+        for line in lines:
+            talk.take(line)
+    except Forfeit as found:
+        return found
+    if talk.whose_turn == RESPONDER:
+        return Forfeit(RESPONDER, "the last question has no answer")
+    return None
