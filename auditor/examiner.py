@@ -16,13 +16,14 @@ from vtrain.rounding.formats import Format
 from vtrain.rounding.scale import Scale
 from vtrain.rounding.threshold import calibration_key
 
+ZERO = ":zero"
 Floats = npt.NDArray[np.float64]
 # Decisions examined of one result, at random where there are more; differences measured at one result.
 _MOST = 4096
 _SAMPLE = 1 << 16
 _BATCH = 1 << 14  # decisions that are judged in one go
 # Sums up to this length have no order that shows what fused and unfused arithmetic would.
-_SHORT = 8
+_SHORT = 3
 
 
 class Examiner:
@@ -60,14 +61,24 @@ class Examiner:
         columns = torch.stack([mine, taken, scale_at(s, where, mine)]).cpu().numpy()
         waiting = self._waiting.setdefault((key, site.fmt), [])
         waiting.append(columns)
-        tally = self.freedom.at(key)
-        tally.unit = max(tally.unit, 2.0 * s.kappa**0.5 * U[str(y.dtype).removeprefix("torch.")])
+        for tally in (self.freedom.at(key), self.freedom.at(key + ZERO)):
+            tally.unit = max(tally.unit, 2.0 * s.kappa**0.5 * U[str(y.dtype).removeprefix("torch.")])
         if sum(c.shape[1] for c in waiting) > _BATCH:
             self._judge(key, site.fmt)
-        # At the first result of a kind, the second, the fourth, ...: a vanishing share of an audit.
-        met = self._met[key] = self._met.get(key, 0) + 1
-        if vary is not None and s.length > _SHORT and met & (met - 1) == 0:
-            self._measure(key, s, y, vary)
+        if (
+            vary is not None
+            and s.length > _SHORT
+            and self._due(key, bool(((columns[0] == 0) & (columns[2] > 0)).any()))
+        ):
+            self._measure(key, s, y, vary, where)
+
+    def _due(self, key: str, zero: bool) -> bool:
+        """Whether to measure: at the first result of a kind, the second, the fourth, ...; so at few in all."""
+        due = False
+        for name in (key, key + ZERO)[: 1 + zero]:
+            met = self._met[name] = self._met.get(name, 0) + 1
+            due |= met & (met - 1) == 0
+        return due
 
     def flush(self) -> None:
         """Judge what is still waiting."""
@@ -84,21 +95,26 @@ class Examiner:
         departed = taken != mine
         chosen_low, chosen_high = edges(taken[departed], fmt)
         apart = np.where(taken[departed] > mine[departed], chosen_low - y[departed], y[departed] - chosen_high)
-        tally = self.freedom.at(key)
-        tally.sides += histogram(_ratio(y - low, s)) + histogram(_ratio(high - y, s))
-        tally.extents += histogram(_ratio(apart, s[departed]))
-        tally.entries += y.size
-        tally.departures += int(departed.sum())
+        below, above = _ratio(y - low, s), _ratio(high - y, s)
+        beyond = _ratio(apart, s[departed])
+        for name, part in ((key, y != 0), (key + ZERO, y == 0)):
+            tally = self.freedom.at(name)
+            tally.sides += histogram(below[part]) + histogram(above[part])
+            tally.extents += histogram(beyond[part[departed]])
+            tally.entries += int(part.sum())
+            tally.departures += int((part & departed).sum())
 
-    def _measure(self, key: str, s: Scale, y: torch.Tensor, vary: Vary) -> None:
+    def _measure(self, key: str, s: Scale, y: torch.Tensor, vary: Vary, decided: torch.Tensor) -> None:
         every = max(1, -(-y.numel() // _SAMPLE))
-        where = torch.arange(0, y.numel(), every, device=y.device)
+        where = torch.cat([torch.arange(0, y.numel(), every, device=y.device), decided])
         mine = y.reshape(-1)[where].double()  # a copy: y may live in scratch memory that `vary` uses too
         scale = scale_at(s, where, mine)
         other = vary().reshape(-1)[where].double()
         used = (scale > 0) & scale.isfinite() & mine.isfinite() & other.isfinite()
         ratio = ((mine - other).abs()[used] / scale[used]).cpu().numpy()
-        self.freedom.at(key).differences += histogram(ratio)
+        zero = (mine[used] == 0).cpu().numpy()
+        self.freedom.at(key).differences += histogram(ratio[~zero])
+        self.freedom.at(key + ZERO).differences += histogram(ratio[zero])
 
 
 def _ratio(distance: Floats, s: Floats) -> Floats:

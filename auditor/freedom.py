@@ -9,7 +9,7 @@ The null hypothesis, by kind of operation. An execution elsewhere differs from t
 independent of where the edges lie, |e| / s is distributed as measured by the auditor, or SAFETY times that at most, and
 decisions are independent of each other. Then a decision departs over an edge at distance d with probability
 
-    1/2 P(|e| >= d) <= 1/2 G(d / (SAFETY s)),   G(x) = (1 + number of measured differences >= x) / (1 + their number)
+    1/2 P(|e| >= d) <= 1/2 G(d / (SAFETY s)),   G(x) = (1 + measured differences >= x and > 0) / (1 + all measured)
 
 and the number of departures is a sum of independent 0-1 variables, whose upper tail is at most that of a Poisson
 variable of the same mean from one above the mean on (Hoeffding 1956; Anderson and Samuels 1967). Where there is no
@@ -45,10 +45,10 @@ _SURE = 6.0  # multiples of the model's unit beyond which a departure counts as 
 
 
 def bins(ratio: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Number of the bin that each ratio >= 0 falls into; 0 and everything tiny into the first."""
+    """Number of the bin that each ratio >= 0 falls into; the first bin is for 0 alone."""
     with np.errstate(divide="ignore"):
         place = np.floor((np.log2(ratio) - _LEAST) * _PER_OCTAVE)
-    return np.clip(place, 0, BINS - 1).astype(np.int64)
+    return np.where(ratio > 0, np.clip(place, 1, BINS - 1), 0).astype(np.int64)
 
 
 def histogram(ratio: npt.NDArray[np.float64]) -> Histogram:
@@ -58,7 +58,7 @@ def histogram(ratio: npt.NDArray[np.float64]) -> Histogram:
 
 def _lower_edges() -> npt.NDArray[np.float64]:
     edges: npt.NDArray[np.float64] = np.exp2(_LEAST + np.arange(BINS) / _PER_OCTAVE)
-    edges[0] = 0.0
+    edges[:2] = 0.0
     return edges
 
 
@@ -113,7 +113,7 @@ class Tally:
         total = int(self.differences.sum())
         if total:
             above = np.cumsum(self.differences[::-1])[::-1]
-            at = np.maximum(np.arange(BINS) - wider, 0)
+            at = np.maximum(np.arange(BINS) - wider, 1)  # executions that agree cross no edge, be it at distance 0
             return np.asarray((above[at] + 1.0) / (total + 1.0), np.float64)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             x = np.nan_to_num(_lower_edges() / self.unit, nan=0.0)
@@ -153,7 +153,10 @@ class Kind:
 
 
 class Freedom:
-    """Decisions examined, by kind of operation and length of sum (``calibration_key``)."""
+    """Decisions examined, by kind of operation and length of sum (``calibration_key``), and results that are 0 apart.
+
+    A result is 0 where all terms are, as with ReLU; no order changes that, so such results say nothing about others.
+    """
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
