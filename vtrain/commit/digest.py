@@ -281,8 +281,8 @@ def verify_chunk(state_root: bytes, proof: ChunkProof, chunk: Bytes) -> None:
 
 def byte_count(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor, bounded so that they can be written in JSON."""
-    if dtype not in DTYPES:
-        raise StateError(f"dtype {dtype!r} can't be digested, wanted one of {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise StateError(f"dtype {dtype!r:.100} can't be digested, wanted one of {', '.join(DTYPES)}")
     if not isinstance(shape, tuple):
         raise StateError(f"a shape is a tuple, found {type(shape).__name__}")
     if len(shape) > _MAX_RANK:  # before the product, which a long shape makes huge

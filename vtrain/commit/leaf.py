@@ -66,6 +66,8 @@ def leaf_from_json(value: dict[str, Any], step: int) -> Leaf:
     where = f"leaf of step {step}"
     if value.keys() != _FIELDS:
         raise TranscriptError(f"{where}: fields {sorted(value)[:12]}, want {sorted(_FIELDS)}")
+    if value["type"] != "leaf":
+        raise TranscriptError(f"{where}: type {str(value['type'])[:20]!r}, want 'leaf'")
     if type(value["step"]) is not int or value["step"] != step:
         raise TranscriptError(f"{where}: is of step {str(value['step'])[:20]}")
     for name in ("log", "sites"):
