@@ -3,7 +3,8 @@
 It needs no run, no data, no model code and no trust in either side:
 
 1. The record is bounded and of a known version (``record.parse_record``).
-2. The run: the head is signed by the run's key and of the record's job; the leaf of the disputed step is in its tree.
+2. The run: the head is signed by the trainer's key and of the record's job; the leaf of the disputed step is in its
+   tree.
 3. Both sides signed a trace root of that step of that run, before they saw the other's.
 4. Both events are number ``event`` of their traces, and all events before are the same in both: what led to this
    operation is agreed.
@@ -75,7 +76,8 @@ class Finding:
         site: the result's operation, format and shape.
         elements: the disputed elements that were judged.
         disputed: how many there are, as the challenger says.
-        keys: key id of each side.
+        keys: key id of the trainer and of each side.
+        answered: whether the trainer itself signed the run's side; otherwise somebody else replayed it from its log.
     """
 
     result: str
@@ -87,12 +89,13 @@ class Finding:
     elements: tuple[Element, ...]
     disputed: int
     keys: Mapping[str, str]
+    answered: bool
 
     def to_json(self) -> dict[str, Any]:
         """For machines; numbers as text, hexadecimal where bits matter."""
         return {
             "result": self.result, "wrong": list(self.wrong), "job": self.job, "step": self.step, "event": self.event,
-            "site": self.site, "disputed": self.disputed, "keys": dict(self.keys),
+            "site": self.site, "disputed": self.disputed, "keys": dict(self.keys), "answered": self.answered,
             "elements": [
                 {
                     "index": e.index, "run": e.run.hex(), "other": e.other.hex(), "exact": repr(e.exact),
@@ -115,7 +118,7 @@ def judge(data: bytes, trainer_key: Ed25519PublicKey | None = None) -> Finding:
     """
     record = parse_record(data)
     public = _keys(record, trainer_key)
-    _check_run(record, public["run"])
+    _check_run(record, public["trainer"])
     events = _events(record, public)
     site = _agreed_site(events)
     _check_blocks(record, events)
@@ -126,20 +129,20 @@ def judge(data: bytes, trainer_key: Ed25519PublicKey | None = None) -> Finding:
     ids = {name: keys.key_id(key) for name, key in public.items()}
     return Finding(
         REFUTED if wrong else BENIGN, wrong, record.job, record.step, record.event, site.text, elements,
-        record.disputed, ids,
+        record.disputed, ids, ids["run"] == ids["trainer"],
     )  # fmt: skip
 
 
 def _keys(record: Record, expected: Ed25519PublicKey | None) -> dict[str, Ed25519PublicKey]:
     found = {}
-    for name in SIDES:
+    for name in ("trainer", *SIDES):
         text = record.keys[name]
         try:
             found[name] = keys.load_public(text if str(text).startswith("-----BEGIN") else "-----BEGIN")
         except KeyFileError as error:
             raise ProofError(f"record: key of side {name!r}: {error}") from error
-    if expected is not None and keys.raw_public(expected) != keys.raw_public(found["run"]):
-        raise SignatureError(f"record: the run's key is {keys.key_id(found['run'])}; want {keys.key_id(expected)}")
+    if expected is not None and keys.raw_public(expected) != keys.raw_public(found["trainer"]):
+        raise SignatureError(f"record: the head's key is {keys.key_id(found['trainer'])}; want {keys.key_id(expected)}")
     return found
 
 

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from auditor.evidence import Evidence
@@ -21,6 +22,10 @@ from vtrain.engine.decisions import FAULTS, OUTSIDE, Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import StepEnd
 from vtrain.errors import CheckpointError, Refuted
+
+# Elements in which the run's value is taken, by step and number of the result: flat indices, and words of the result's
+# container.
+Repairs = Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -59,6 +64,8 @@ class Replayer:
     Args:
         evidence: the opened run.
         scalar_ulps: by how much a recomputed host scalar may differ, in float64 ulps.
+        repairs: where the run's value is taken although the auditor's rounding is another one: what disputes found to
+            be benign.
 
     Attributes:
         counts: so far.
@@ -67,9 +74,10 @@ class Replayer:
         Refuted: by any method: the first difference, with step and what differs.
     """
 
-    def __init__(self, evidence: Evidence, scalar_ulps: int) -> None:
+    def __init__(self, evidence: Evidence, scalar_ulps: int, repairs: Repairs | None = None) -> None:
         self._evidence = evidence
         self._ulps = scalar_ulps
+        self._repairs: Repairs = {} if repairs is None else repairs
         self._examiner = Examiner()
         self.counts = Counts(freedom=self._examiner.freedom)
         self._sites: list[str] = []
@@ -150,7 +158,15 @@ class Replayer:
             self.counts.entries += entries
             self.counts.corrections += found.corrections
             self._examiner.examine(site, y, out, once, vary, self._decisions.taken())
-        return out
+        return self._repaired(site, out)
+
+    def _repaired(self, site: Site, out: torch.Tensor) -> torch.Tensor:
+        found = self._repairs.get((site.step, site.seq))
+        if found is None:
+            return out
+        words = out.cpu().reshape(-1).view(torch.uint8).numpy().view(f"<u{out.element_size()}")
+        words[found[0]] = found[1]
+        return out.copy_(torch.from_numpy(words.view(np.uint8)).view(out.dtype).view(out.shape))
 
     def canonical(self, site: Site) -> None:
         """Compare the site: with the same sites and the same inputs, the bits are the same."""

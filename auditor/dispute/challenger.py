@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from auditor.dispute.commitment import Commitment
 from auditor.dispute.messages import Message, peek, seal
@@ -79,16 +79,19 @@ class Challenger:
         rerun: its own computation.
         key: its key.
         channel: sends a line and gives the answer; raises Forfeit(RESPONDER) where none comes.
+        responder: the key that answers must be signed with; the trainer's by default.
 
     Attributes:
         talk: the dispute so far; ``talk.lines`` is the transcript.
     """
 
-    def __init__(self, rerun: Rerun, key: Ed25519PrivateKey, channel: Channel) -> None:
+    def __init__(
+        self, rerun: Rerun, key: Ed25519PrivateKey, channel: Channel, responder: Ed25519PublicKey | None = None
+    ) -> None:
         self._rerun, self._key, self._channel = rerun, key, channel
         evidence = rerun.evidence
         self._note = hashlib.sha256(evidence.notes[-1].encode()).hexdigest()
-        self.talk = Conversation(evidence.digest.hex(), self._note, evidence.key)
+        self.talk = Conversation(evidence.digest.hex(), self._note, responder or evidence.key)
         self._session = os.urandom(32).hex()
         self.ask("open", job=self.talk.job, note=self._note, key=keys.public_text(key))
 
@@ -244,10 +247,14 @@ class Challenger:
         return Record(
             self.talk.job, step, number, evidence.notes[-1], canonical.dumps(evidence.leaves[step].to_json()),
             evidence.tree.inclusion_proof(step),
-            {"run": keys.public_text(evidence.key), "other": keys.public_text(self._key)}, sides,
+            self._public(), sides,
             mine.tree.root(number), {n: captured.inputs[n].show(b) for n, b in needed.items()},
             {"run": theirs, "other": captured.outputs["value"].show(blocks)}, [int(e) for e in elements], disputed, log,
         ).encode()  # fmt: skip
+
+    def _public(self) -> dict[str, str]:
+        held = {"trainer": self._rerun.evidence.key, "run": self.talk.responder, "other": self._key.public_key()}
+        return {name: keys.public_text(key) for name, key in held.items()}
 
     def _commitment(self, side: str, step: int) -> Mapping[str, Any]:
         """The last signed commitment of a side to a step's trace, from the transcript."""

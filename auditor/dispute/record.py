@@ -5,13 +5,14 @@ header:
 
 - ``job``, ``step``, ``event``: which event of which step's trace is disputed;
 - ``run``: the trainer's head (signed note), the step's leaf, and its inclusion proof;
-- ``keys``: public keys of both sides, PEM; ``sides``: of each its signed trace root, its event, the event's inclusion
-  proof, and a consistency proof that the events before it (``prefix``, a root) are the other side's too;
+- ``keys``: public keys, PEM, of the trainer (who signed the head) and of both sides; ``sides``: of each its signed trace
+  root, its event, the event's inclusion proof, and a consistency proof that the events before it (``prefix``, a root) are
+  the other side's too;
 - ``shown``: blocks of the operands and of both outputs, each with its proof;
 - ``elements``: the disputed elements that are shown; ``disputed``: how many there are in all;
 - ``log``: the columns of the run's decisions at this site, base64, or null.
 
-The two sides are called ``run`` (the trainer whose run it is) and ``other``.
+The two sides are called ``run`` and ``other``. Where the trainer answered itself, the run's side has its key.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _record(v: dict[str, Any], blob: memoryview) -> Record:
         raise ProofError("record: step, event and elements are numbers, the elements ascending")
     if not all(isinstance(t, str) for t in (run["note"], run["leaf"])):
         raise ProofError("record: note and leaf are texts")
-    keys, sides = _fields(v["keys"], set(SIDES), "keys"), _fields(v["sides"], set(SIDES), "sides")
+    keys, sides = _fields(v["keys"], {"trainer", *SIDES}, "keys"), _fields(v["sides"], set(SIDES), "sides")
     return Record(
         _hash(v["job"]).hex(), v["step"], v["event"], run["note"], run["leaf"].encode(), _proof(run["proof"]), keys,
         {name: _parse_side(side) for name, side in sides.items()}, _hash(v["prefix"]),

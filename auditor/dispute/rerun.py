@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from auditor.dispute.tracing import Repairs, Sink, Tensors, Tracer, blocks_of_tensor
+from auditor.dispute.tracing import Sink, Tensors, Tracer, blocks_of_tensor
 from auditor.evidence import Evidence
+from auditor.replayer import Repairs
 from auditor.replaying import check_table
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.trace import Event, Trace
@@ -120,18 +121,7 @@ class Rerun:
 
         return Decisions(self.evidence.log(step)).columns(seq)
 
-    def follow(self, step: int, sink: Sink) -> None:
-        """Run a step with a sink of one's own, and keep the state after it for the next."""
-        self._run(step, step, sink, keep=step)
-
-    def forget(self) -> None:
-        """Drop the state that is kept: repairs before it have changed."""
-        self._kept = None
-
-    def _run(
-        self, first: int, last: int, sink: Sink | None, after: Callable[[int, Loop], None] | None = None,
-        keep: int | None = None,
-    ) -> None:  # fmt: skip
+    def _run(self, first: int, last: int, sink: Sink | None, after: Callable[[int, Loop], None] | None = None) -> None:
         """Run up to ``last``; the steps from ``first`` on go to the sink."""
         tracer = self._make_tracer(self.evidence, self.job.policy.scalar_ulps, self.repairs)
         loop = tracer.loop = Loop(tracer, self.job.policy, self.job.train.seed)
@@ -149,8 +139,6 @@ class Rerun:
             self.task.run_step(loop, step)
             if after is not None:
                 after(step, loop)
-        if keep is not None:
-            self._kept = (keep, _snapshot(loop))
 
     def _begin(self, loop: Loop, first: int) -> None:
         """Put the nearest known state before ``first`` into a loop."""

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from auditor.dispute.commitment import columns_digest
-from auditor.replayer import Replayer
+from auditor.replayer import Repairs, Replayer
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.digest import TensorBytes
 from vtrain.commit.trace import Event
@@ -31,9 +30,6 @@ class Sink(Protocol):
         ...
 
 
-Repairs = Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]]
-
-
 class Tracer(Replayer):
     """Replays a run's steps by its log, as an auditor does, and gives every operation of some steps to a sink.
 
@@ -42,8 +38,7 @@ class Tracer(Replayer):
 
     Args:
         evidence, scalar_ulps: as for ``Replayer``.
-        repairs: elements in which the run's value is taken, by step and number of the result: flat indices, and words
-            of the result's container.
+        repairs: as for ``Replayer``; may grow.
 
     Attributes:
         loop: whose state the trace begins and ends with; to be set before the first step.
@@ -54,8 +49,7 @@ class Tracer(Replayer):
     loop: Loop
 
     def __init__(self, evidence: Any, scalar_ulps: int, repairs: Repairs | None = None) -> None:
-        super().__init__(evidence, scalar_ulps)
-        self._repairs = {} if repairs is None else repairs
+        super().__init__(evidence, scalar_ulps, repairs)
         self.sink: Sink | None = None
 
     # ---- steps ----------------------------------------------------------------------------------------------------
@@ -101,14 +95,6 @@ class Tracer(Replayer):
         out = self._repaired(site, out)
         if self.sink is not None:
             self._site(site, out, log)
-        return out
-
-    def _repaired(self, site: Site, out: torch.Tensor) -> torch.Tensor:
-        found = self._repairs.get((site.step, site.seq))
-        if found is not None:
-            words = out.cpu().view(torch.uint8).numpy().reshape(-1).view(f"<u{out.element_size()}")
-            words[found[0]] = found[1]
-            out = out.copy_(torch.from_numpy(words.view(np.uint8)).view(out.dtype).view(out.shape))
         return out
 
     def canonical(self, site: Site) -> None:

@@ -1,0 +1,131 @@
+"""From a difference that an audit found to a judged one; benign ones are repaired, and the audit goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from auditor.dispute.challenger import Challenger, Difference
+from auditor.dispute.rules import Forfeit
+from auditor.referee import REFUTED, Finding
+from auditor.replayer import Repairs
+from vtrain.errors import BackendError
+from vtrain.store.atomic import write_bytes
+
+MAX_SHOWN = 20
+
+
+@dataclass
+class Resolution:
+    """What became of the differences in some steps.
+
+    Attributes:
+        repairs: benign ones, as a replayer takes them.
+        listed: the same for the verdict: step, number of the result, site, elements, SHA-256 of the first record.
+        refuted: the difference that was not benign; None if all were.
+    """
+
+    repairs: dict[Any, Any] = field(default_factory=dict)
+    listed: list[dict[str, Any]] = field(default_factory=list)
+    refuted: Difference | None = None
+
+
+class Resolver:
+    """Disputes what audits find, with one party, and keeps the records.
+
+    Args:
+        challenger: the open dispute; its rerun's ``repairs`` must be ``repairs``.
+        repairs: grows with every benign difference.
+        directory: where records and the transcript are written; None keeps neither.
+    """
+
+    def __init__(self, challenger: Challenger, repairs: Repairs, directory: Path | None) -> None:
+        self._challenger, self._directory = challenger, directory
+        self._repairs: Any = repairs
+
+    def resolve(self, first: int, last: int, suspect: int | None = None) -> Resolution:
+        """Judge every difference in steps ``first`` to ``last``, up to the first that is not benign.
+
+        Args:
+            suspect: the step in which an audit found one, if no state differs.
+
+        Raises:
+            Forfeit: a party broke the rules; the transcript is kept.
+            BackendError: no difference is found where the audit saw one.
+        """
+        made = Resolution()
+        try:
+            self._all_steps(made, first, last, suspect)
+        finally:
+            self._keep("transcript.jsonl", b"".join(line + b"\n" for line in self._challenger.talk.lines))
+        return made
+
+    def _all_steps(self, made: Resolution, first: int, last: int, suspect: int | None) -> None:
+        at, seen = first, False
+        while at <= last and made.refuted is None:
+            found = self._challenger.first_step(at, last)
+            if isinstance(found, Difference):
+                made.refuted = found
+                return
+            if found is None:
+                break
+            seen = True
+            self._step(made, found)
+            at = found + 1
+        if not seen and suspect is not None:
+            self._step(made, suspect)
+            if made.refuted is None and not made.listed:
+                raise BackendError(f"the audit found a difference in step {suspect} that can't be found again here")
+
+    def _step(self, made: Resolution, step: int) -> None:
+        while made.refuted is None:
+            found = self._challenger.dispute(step)
+            if found is None:
+                return
+            for part, data in enumerate(found.records):
+                self._keep(f"record-{step}-{found.event}-{part}", data)
+            if found.result == REFUTED:
+                made.refuted = found
+            else:
+                self._repair(made, found)
+
+    def _repair(self, made: Resolution, found: Difference) -> None:
+        for seq, repair in found.repairs.items():
+            made.repairs[(found.step, seq)] = self._repairs[(found.step, seq)] = repair
+            made.listed.append({
+                "step": found.step, "seq": seq, "site": found.operation, "elements": len(repair[0]),
+                "record": hashlib.sha256(found.records[0]).hexdigest(),
+            })  # fmt: skip
+
+    def _keep(self, name: str, data: bytes) -> None:
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_bytes(self._directory / name, data)
+
+
+def to_json(found: Difference) -> dict[str, Any]:
+    """A judged difference as a verdict carries it."""
+    elements = [e for f in found.findings for e in _elements(f)][:MAX_SHOWN]
+    return {
+        "step": found.step, "event": found.event, "operation": found.operation.split(" ")[0], "site": found.operation,
+        "result": found.result, "wrong": list(found.wrong), "why": found.why, "elements": elements,
+        "record": hashlib.sha256(found.records[0]).hexdigest() if found.records else "",
+    }  # fmt: skip
+
+
+def _elements(finding: Finding) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": e.index, "run": repr(e.run), "other": repr(e.other), "exact": repr(e.exact),
+            "bound": f"{e.bound:.3g}", "within": e.run_within, "otherWithin": e.other_within,
+        }
+        for e in finding.elements
+    ]  # fmt: skip
+
+
+def forfeited(lost: Forfeit, step: int) -> Difference:
+    """A dispute that ended by a broken rule, as a difference."""
+    wrong = ("run",) if lost.side == "responder" else ("other",)
+    return Difference(REFUTED, wrong, step, -1, "the dispute itself", str(lost))
