@@ -18,6 +18,7 @@ from auditor.dispute.record import Record, SideProof
 from auditor.dispute.rerun import Captured, Rerun
 from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, shown_in, unhexes
 from auditor.dispute.terms import terms
+from auditor.evidence import Evidence
 from auditor.referee import REFUTED, Finding, judge, parse_site
 from vtrain.commit import keys, merkle
 from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
@@ -28,6 +29,7 @@ from vtrain.store import canonical
 Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
 MAX_RECORD_ELEMENTS = 4096
 RECORD_BYTES = 1 << 20
+NOT_COMMITTED = "the committed state"
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,18 @@ class Challenger:
         key: its key.
         channel: sends a line and gives the answer; raises Forfeit(RESPONDER) where none comes.
         responder: the key that answers must be signed with; the trainer's by default.
+        run: the run that is disputed; by default the one that ``rerun`` does again.
 
     Attributes:
         talk: the dispute so far; ``talk.lines`` is the transcript.
     """
 
     def __init__(
-        self, rerun: Rerun, key: Ed25519PrivateKey, channel: Channel, responder: Ed25519PublicKey | None = None
-    ) -> None:
+        self, rerun: Rerun, key: Ed25519PrivateKey, channel: Channel, responder: Ed25519PublicKey | None = None,
+        run: Evidence | None = None,
+    ) -> None:  # fmt: skip
         self._rerun, self._key, self._channel = rerun, key, channel
-        evidence = rerun.evidence
+        self._evidence = evidence = run or rerun.evidence
         self._note = hashlib.sha256(evidence.notes[-1].encode()).hexdigest()
         self.talk = Conversation(evidence.digest.hex(), self._note, responder or evidence.key)
         self._session = os.urandom(32).hex()
@@ -126,14 +130,23 @@ class Challenger:
             found = self.ask("stateprefix", first=first, last=last, size=size)
             return bool(found["root"] == tree.root(size).hex())
 
-        for leaf in self._rerun.evidence.leaves[first : last + 1]:
-            if leaf.state:
-                found = self.ask("state", first=first, last=last, step=leaf.step)["state"]
-                if found != leaf.state:
-                    why = f"the run's own replay gives state {found}; its leaf commits to {leaf.state}"
-                    return Difference(REFUTED, ("run",), leaf.step, -1, "state", why)
+        ends = [leaf.step for leaf in self._evidence.leaves[first : last + 1] if leaf.state]
+        if ends and (broken := self._not_committed(first, last, ends[-1])):
+            return broken
         equal = common_prefix(len(mine), len(mine), same)
-        return None if equal == len(mine) else first + equal
+        if equal == len(mine):
+            return None
+        after = [step for step in ends if step >= first + equal]
+        return (self._not_committed(first, last, after[0]) if after else None) or first + equal
+
+    def _not_committed(self, first: int, last: int, step: int) -> Difference | None:
+        """Whether the run's replay gives another state at a checkpoint than the run's leaf commits to."""
+        found = self.ask("state", first=first, last=last, step=step)["state"]
+        wanted = self._evidence.leaves[step].state
+        if found == wanted:
+            return None
+        why = f"the run's own replay gives state {found}; its leaf commits to {wanted}"
+        return Difference(REFUTED, ("run",), step, -1, NOT_COMMITTED, why)
 
     # ---- the first operation --------------------------------------------------------------------------------------
     def first_event(self, step: int) -> tuple[Trace, int] | None:
@@ -181,7 +194,7 @@ class Challenger:
         """Where both traces agree: the leaf must be what they end with."""
         size = self.talk.traces[step].size
         self.ask("event", step=step, event=size - 1)
-        end, leaf = self.talk.event(step, size - 1), self._rerun.evidence.leaves[step]
+        end, leaf = self.talk.event(step, size - 1), self._evidence.leaves[step]
         committed = {"sites": leaf.sites, **{f"metric:{n}": v for n, v in leaf.metrics.items()}}
         if leaf.state:
             committed["state"] = leaf.state
@@ -199,7 +212,7 @@ class Challenger:
         elements, shown = self._disputed(step, number, captured)
         parts = _split(elements, captured, run)
         made = [self._record(step, number, mine, answer, captured, part, shown, len(elements)) for part in parts]
-        findings = [judge(data, self._rerun.evidence.key) for data in made]
+        findings = [judge(data, self._evidence.key) for data in made]
         wrong = tuple(side for side in ("run", "other") if any(side in f.wrong for f in findings))
         result = REFUTED if wrong else findings[0].result
         repairs = {} if wrong else {run.args["seq"]: _words(shown, elements)}
@@ -228,7 +241,7 @@ class Challenger:
         self, step: int, number: int, mine: Trace, answer: Mapping[str, Any], captured: Captured,
         elements: Sequence[int], shown: Shown, disputed: int,
     ) -> bytes:  # fmt: skip
-        evidence, run = self._rerun.evidence, self.talk.event(step, number)
+        evidence, run = self._evidence, self.talk.event(step, number)
         needed = _needed(captured, run, elements)
         blocks = blocks_of(elements, shown.header.width)
         where = {"step": step, "event": number, "part": "outputs", "name": "value"}
@@ -253,7 +266,7 @@ class Challenger:
         ).encode()  # fmt: skip
 
     def _public(self) -> dict[str, str]:
-        held = {"trainer": self._rerun.evidence.key, "run": self.talk.responder, "other": self._key.public_key()}
+        held = {"trainer": self._evidence.key, "run": self.talk.responder, "other": self._key.public_key()}
         return {name: keys.public_text(key) for name, key in held.items()}
 
     def _commitment(self, side: str, step: int) -> Mapping[str, Any]:

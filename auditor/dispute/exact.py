@@ -1,8 +1,9 @@
 """Exact values of disputed elements, and the certified bound around them (numerics §3). Imports no torch.
 
 All numbers of a target format are multiples of powers of two, so sums of products are computed as Python integers,
-without any rounding; functions with mpmath, to 200 bits. The bound is that of ``vtrain.rounding.bounds``, with the
-operation's own magnitudes, ``s = sum|a||b|``, which is at most the product of norms that a trainer's log uses:
+without any rounding; functions with mpmath, to 200 bits. The bound is numerics §3's, with the constants of
+``vtrain.rounding.bounds`` and the engine's own scales: a product of norms for sums of products, the sum of magnitudes for
+plain sums, the value itself for functions:
 
     |y - exact| <= kappa * u * s + kappa * (half the least number of C)                 for every faithful y.
 """
@@ -24,6 +25,7 @@ from vtrain.rounding.formats import Format
 from vtrain.rounding.naive import ordered, round_fraction
 
 Read = Callable[[str, Index], np.ndarray]  # operand's name, flat indices -> values as float64
+_SQRT_UNIT = 1 << 400  # norms are rounded up to multiples of its inverse: below 2^-298, the least product
 _PRECISION = 200  # bits of mpmath: its own error is far below any bound here
 
 
@@ -55,8 +57,19 @@ def evaluate(kind: str, params: Mapping[str, Any], found: Terms, read: Read) -> 
         return Exact(_special(values, bias, found), Fraction(0))
     factor = found.alpha / found.divisor
     value = factor * exact_sum(values) + found.beta * Fraction(bias)
-    scale = abs(factor) * exact_sum(np.abs(values)) + abs(found.beta * Fraction(bias))
+    scale = abs(factor) * _scale(found, values, left, read) + abs(found.beta * Fraction(bias))
     return Exact(value, _bound(found.kappa, found.c, scale))
+
+
+def _scale(found: Terms, values: np.ndarray, left: np.ndarray, read: Read) -> Fraction:
+    """s: the product of the two factors' norms, rounded up; the sum of magnitudes where there is one factor."""
+    if found.right is None:
+        return exact_sum(np.abs(values))
+    row = read(*(found.row or found.right))
+    if not np.isfinite(row).all():
+        raise ProofError("an operand that is not finite, in the part of a row that meets padding")
+    square = exact_sum(left * left) * exact_sum(row * row)
+    return Fraction(math.isqrt(math.ceil(square * _SQRT_UNIT**2)) + 1, _SQRT_UNIT) if square else Fraction(0)
 
 
 def _bound(kappa: float, c: str, scale: Fraction) -> Fraction:

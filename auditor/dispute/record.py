@@ -5,9 +5,9 @@ header:
 
 - ``job``, ``step``, ``event``: which event of which step's trace is disputed;
 - ``run``: the trainer's head (signed note), the step's leaf, and its inclusion proof;
-- ``keys``: public keys, PEM, of the trainer (who signed the head) and of both sides; ``sides``: of each its signed trace
-  root, its event, the event's inclusion proof, and a consistency proof that the events before it (``prefix``, a root) are
-  the other side's too;
+- ``keys``: public keys, PEM, of the trainer (who signed the head) and of both sides;
+- ``sides``: of each its signed trace root, its event, the event's inclusion proof, and a consistency proof that the
+  events before it (``prefix``, a root) are the other side's too;
 - ``shown``: blocks of the operands and of both outputs, each with its proof;
 - ``elements``: the disputed elements that are shown; ``disputed``: how many there are in all;
 - ``log``: the columns of the run's decisions at this site, base64, or null.

@@ -39,10 +39,11 @@ class Resolver:
         challenger: the open dispute; its rerun's ``repairs`` must be ``repairs``.
         repairs: grows with every benign difference.
         directory: where records and the transcript are written; None keeps neither.
+        once: end with the first difference, benign or not: two runs that part are two runs from there on.
     """
 
-    def __init__(self, challenger: Challenger, repairs: Repairs, directory: Path | None) -> None:
-        self._challenger, self._directory = challenger, directory
+    def __init__(self, challenger: Challenger, repairs: Repairs, directory: Path | None, once: bool = False) -> None:
+        self._challenger, self._directory, self._once = challenger, directory, once
         self._repairs: Any = repairs
 
     def resolve(self, first: int, last: int, suspect: int | None = None) -> Resolution:
@@ -73,7 +74,7 @@ class Resolver:
                 break
             seen = True
             self._step(made, found)
-            at = found + 1
+            at = last + 1 if self._once else found + 1
         if not seen and suspect is not None:
             self._step(made, suspect)
             if made.refuted is None and not made.listed:
@@ -90,6 +91,8 @@ class Resolver:
                 made.refuted = found
             else:
                 self._repair(made, found)
+                if self._once:
+                    return
 
     def _repair(self, made: Resolution, found: Difference) -> None:
         for seq, repair in found.repairs.items():

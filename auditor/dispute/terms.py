@@ -44,6 +44,8 @@ class Terms:
         bias: operand and flat index; None without.
         alpha, beta, divisor: exact.
         kappa, c: certified constant, and dtype name of the type that it was computed in.
+        row: what the norm of the right factor is of in the error scale, where that is more than ``right``: a
+            convolution's scale takes whole rows, also where a part of them meets padding.
     """
 
     left: tuple[str, Index]
@@ -54,11 +56,12 @@ class Terms:
     alpha: Fraction = Fraction(1)
     beta: Fraction = Fraction(0)
     divisor: Fraction = Fraction(1)
+    row: tuple[str, Index] | None = None
 
     @property
     def reads(self) -> list[tuple[str, Index]]:
         """All operands and indices that it depends on."""
-        return [part for part in (self.left, self.right, self.bias) if part is not None]
+        return [part for part in (self.left, self.right, self.bias, self.row) if part is not None]
 
 
 def terms(
@@ -196,8 +199,10 @@ def _convolution(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...],
     read = _flat((g.n, g.c, g.h, g.w), n, o // g.og * g.cg + c, iy, ix)
     weight = _flat((g.o, g.cg, g.kh, g.kw), o, c, ky, kx)
     bias = ("bias", np.array([o])) if "bias" in shapes else None
-    kappa = forward_kappa(g.cg * g.kh * g.kw, _c(params))
-    return Terms(("x", read), ("weight", weight), kappa, _c(params), bias, beta=Fraction(int(bias is not None)))
+    depth = g.cg * g.kh * g.kw
+    row = ("weight", o * depth + np.arange(depth))
+    kappa, beta = forward_kappa(depth, _c(params)), Fraction(int(bias is not None))
+    return Terms(("x", read), ("weight", weight), kappa, _c(params), bias, beta=beta, row=row)
 
 
 def _input_gradient(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element: int) -> Terms:
@@ -206,6 +211,7 @@ def _input_gradient(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ..
     _want(math.prod(shape) == g.n * g.c * g.h * g.w, "result")
     n, c, iy, ix = (int(i) for i in np.unravel_index(element, (g.n, g.c, g.h, g.w)))
     o, ky, kx = (i.reshape(-1) for i in np.indices((g.og, g.kh, g.kw)))
+    row = ("weight", _flat((g.o, g.cg, g.kh, g.kw), c // g.cg * g.og + o, c % g.cg, ky, kx))
     ty, tx = iy + g.ph - ky * g.dh, ix + g.pw - kx * g.dw
     y, x = ty // g.sh, tx // g.sw
     inside = (ty % g.sh == 0) & (tx % g.sw == 0) & (y >= 0) & (y < g.oh) & (x >= 0) & (x < g.ow)
@@ -213,7 +219,8 @@ def _input_gradient(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ..
     o = c // g.cg * g.og + o
     read = _flat((g.n, g.o, g.oh, g.ow), n, o, y, x)
     weight = _flat((g.o, g.cg, g.kh, g.kw), o, c % g.cg, ky, kx)
-    return Terms(("grad", read), ("weight", weight), gradient_kappa(g.og * g.kh * g.kw, _c(params)), _c(params))
+    kappa = gradient_kappa(g.og * g.kh * g.kw, _c(params))
+    return Terms(("grad", read), ("weight", weight), kappa, _c(params), row=row)
 
 
 def _weight_gradient(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element: int) -> Terms:
@@ -223,12 +230,14 @@ def _weight_gradient(params: Mapping[str, Any], shapes: Any, shape: tuple[int, .
     _want(g.n * g.oh * g.ow <= MAX_TERMS, "terms")
     o, c, ky, kx = (int(i) for i in np.unravel_index(element, (g.o, g.cg, g.kh, g.kw)))
     n, y, x = (i.reshape(-1) for i in np.indices((g.n, g.oh, g.ow)))
+    row = ("grad", _flat((g.n, g.o, g.oh, g.ow), n, o, y, x))
     iy, ix = y * g.sh - g.ph + ky * g.dh, x * g.sw - g.pw + kx * g.dw
     inside = (iy >= 0) & (iy < g.h) & (ix >= 0) & (ix < g.w)
     n, y, x, iy, ix = (i[inside] for i in (n, y, x, iy, ix))
     read = _flat((g.n, g.c, g.h, g.w), n, o // g.og * g.cg + c, iy, ix)
     grad = _flat((g.n, g.o, g.oh, g.ow), n, o, y, x)
-    return Terms(("grad", grad), ("x", read), gradient_kappa(g.n * g.oh * g.ow, _c(params)), _c(params))
+    kappa = gradient_kappa(g.n * g.oh * g.ow, _c(params))
+    return Terms(("x", read), ("grad", grad), kappa, _c(params), row=row)
 
 
 def _sum(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element: int) -> Terms:
