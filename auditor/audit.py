@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from auditor.dispute.disputing import Party, judging
 from auditor.evidence import Evidence, open_run
 from auditor.programs import check_program
-from auditor.replayer import Counts, Replayer
+from auditor.replayer import Counts, Repairs, Replayer
 from auditor.replaying import check_table
 from auditor.verdict import Verdict, begin
 from vtrain.engine import state
@@ -53,11 +54,15 @@ class Found:
         segment: which one.
         counts: what was counted.
         difference: step, what and detail of the first difference, if there was one.
+        repairs: differences that disputes found to be benign, as the verdict lists them.
+        dispute: how the difference was judged, as the verdict has it; None where nobody was asked.
     """
 
     segment: Segment
     counts: Counts = field(default_factory=Counts)
     difference: tuple[int, str, str] | None = None
+    repairs: list[dict[str, Any]] = field(default_factory=list)
+    dispute: dict[str, Any] | None = None
 
 
 def segments(evidence: Evidence) -> list[Segment]:
@@ -112,14 +117,14 @@ class _Bench:
         self.job = job
         self.task = Task(job, directory or Path())
 
-    def replay(self, segment: Segment, on_step: Callable[[int], None]) -> Found:
-        """Replay one segment.
+    def replay(self, segment: Segment, on_step: Callable[[int], None], repairs: Repairs | None = None) -> Found:
+        """Replay one segment, taking the run's values in ``repairs``.
 
         Raises:
             MalformedRunError: what the run holds there is not what it commits to.
         """
         found = Found(segment)
-        replayer = Replayer(self.evidence, self.job.policy.scalar_ulps)
+        replayer = Replayer(self.evidence, self.job.policy.scalar_ulps, repairs)
         found.counts = replayer.counts
         loop = Loop(replayer, self.job.policy, self.job.train.seed)
         try:
@@ -190,6 +195,7 @@ class Request:
         sampled: segments to draw at random; 0 for none.
         nonce: the auditor's, for the draw; made where it is empty.
         jobs: worker processes; 1 replays in this process.
+        party: the trainer, to dispute differences with; None takes a difference for a refutation.
     """
 
     run: Path
@@ -200,6 +206,7 @@ class Request:
     sampled: int = 0
     nonce: str = ""
     jobs: int = 1
+    party: Party | None = None
 
 
 def audit(request: Request, on_step: Callable[[int], None], on_plan: Callable[[int], None]) -> Verdict:
@@ -229,15 +236,26 @@ def audit(request: Request, on_step: Callable[[int], None], on_plan: Callable[[i
     done: list[Found] = []
     bench = _Bench(evidence, request.directory)
     check_data(bench.task)
-    if request.jobs == 1:
-        for segment in plan:
-            done.append(bench.replay(segment, on_step))
-            if done[-1].difference:
-                break
-    else:
-        done = list(_in_parallel(request, evidence, plan, on_step))
+    again = lambda segment, repairs: bench.replay(segment, lambda step: None, repairs)  # noqa: E731
+    with judging(evidence, request.directory, request.party, again) as judge:
+        if request.jobs == 1:
+            for segment in plan:
+                done.append(judge(bench.replay(segment, on_step)))
+                if done[-1].difference:
+                    break
+        else:
+            done = [judge(found) for found in _in_parallel(request, evidence, plan, on_step)]
     _judge(verdict, done)
+    kind = bench.job.policy.parsed_threshold.kind
+    if not verdict.verified and request.party is None and kind != "certified":
+        verdict.notes.append(_NOT_JUDGED.format(kind=kind))
     return verdict
+
+
+_NOT_JUDGED = (
+    "thresholds are {kind}, so that honest hardware may stray: the difference was not judged; dispute it with the "
+    "trainer (--dispute)"
+)
 
 
 def _plan(request: Request, evidence: Evidence, verdict: Verdict) -> list[Segment]:
@@ -274,6 +292,8 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
         total.add(found.counts)
         if found.difference is not None:
             verdict.refute(Refuted(*found.difference))
+        verdict.repairs += found.repairs
+        verdict.dispute = verdict.dispute or found.dispute
         end = found.segment.last if found.difference is None else found.difference[0]
         _extend(verdict.replayed, (min(found.segment.first, end), end))  # it may differ on the way there
     verdict.count(total)

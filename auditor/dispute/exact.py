@@ -2,8 +2,8 @@
 
 All numbers of a target format are multiples of powers of two, so sums of products are computed as Python integers,
 without any rounding; functions with mpmath, to 200 bits. The bound is numerics §3's, with the constants of
-``vtrain.rounding.bounds`` and the engine's own scales: a product of norms for sums of products, the sum of magnitudes for
-plain sums, the value itself for functions:
+``vtrain.rounding.bounds`` and the engine's own scales: a product of norms for sums of products, the sum of magnitudes
+for plain sums, the value itself for functions:
 
     |y - exact| <= kappa * u * s + kappa * (half the least number of C)                 for every faithful y.
 """

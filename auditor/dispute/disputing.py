@@ -1,0 +1,110 @@
+"""An audit that asks the trainer: differences are disputed, repaired where benign, and judged (protocol §8)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from auditor.dispute.challenger import Challenger, Channel
+from auditor.dispute.rerun import Rerun
+from auditor.dispute.resolve import Resolution, Resolver, forfeited, to_json
+from auditor.dispute.rules import RESPONDER, Forfeit
+from vtrain.errors import BackendError
+
+if TYPE_CHECKING:
+    from auditor.audit import Found
+    from auditor.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Party:
+    """How to reach the trainer.
+
+    Attributes:
+        channel: opens a channel to it; its second part is called at the end.
+        key: the auditor's, to sign its side with.
+        records: where records and the transcript go; None keeps none.
+    """
+
+    channel: Callable[[], tuple[Channel, Callable[[], None]]]
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    records: Path | None = None
+
+
+Replay = Callable[[Any, dict[Any, Any]], "Found"]  # a segment, with repairs
+
+
+class Judge:
+    """Turns differences that an audit finds into judged ones.
+
+    Args:
+        evidence: the run.
+        directory: what the program is relative to.
+        party: the trainer; None takes differences as they are.
+        replay: replays a segment with repairs.
+    """
+
+    def __init__(self, evidence: Evidence, directory: Path | None, party: Party | None, replay: Replay) -> None:
+        self._evidence, self._directory, self._party, self._replay = evidence, directory, party, replay
+        self._repairs: dict[Any, Any] = {}
+        self._open: tuple[Resolver, Callable[[], None]] | None = None
+
+    def __call__(self, found: Found) -> Found:
+        """What becomes of a segment's replay.
+
+        Raises:
+            BackendError: it is this machine that computes outside the certified bound.
+            Forfeit: this side broke a rule of the dispute.
+        """
+        if found.difference is None or self._party is None:
+            return found
+        segment, suspect = found.segment, found.difference[0]
+        try:
+            made = self._resolver(self._party).resolve(segment.start + 1, segment.last, suspect)
+        except Forfeit as lost:
+            if lost.side != RESPONDER:
+                raise
+            return _refuted(found, Resolution(refuted=forfeited(lost, suspect)))
+        if made.refuted is not None:
+            if "run" not in made.refuted.wrong:
+                raise BackendError(f"the dispute went against this machine: {made.refuted.why}")
+            return _refuted(found, made)
+        again = self._replay(segment, self._repairs)
+        again.repairs = made.listed
+        return again
+
+    def _resolver(self, party: Party) -> Resolver:
+        if self._open is None:
+            channel, close = party.channel()
+            rerun = Rerun(self._evidence, self._directory or Path(), self._repairs)
+            self._open = Resolver(Challenger(rerun, party.key, channel), self._repairs, party.records), close
+        return self._open[0]
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._open is not None:
+            self._open[1]()
+
+
+def _refuted(found: Found, made: Resolution) -> Found:
+    assert made.refuted is not None
+    found.repairs, found.dispute = made.listed, to_json(made.refuted)
+    found.difference = (made.refuted.step, "operation" if made.refuted.event >= 0 else "dispute", made.refuted.why)
+    return found
+
+
+@contextlib.contextmanager
+def judging(
+    evidence: Evidence, directory: Path | None, party: Party | None, replay: Replay
+) -> Iterator[Callable[[Found], Found]]:
+    """A judge, which hangs up at the end."""
+    judge = Judge(evidence, directory, party, replay)
+    try:
+        yield judge
+    finally:
+        judge.close()
