@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vtrain.console import print_json, print_table, printable, profile_option, progress
+from vtrain.console import (
+    RunPath,
+    download_option,
+    fetched,
+    print_json,
+    print_table,
+    printable,
+    profile_option,
+    progress,
+)
 from vtrain.errors import UsageError
+from vtrain.store.address import Url
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -35,7 +45,8 @@ def _steps(text: str | None) -> tuple[int, int] | None:
 
 
 @click.command()
-@click.argument("run", type=_file)
+@click.argument("run", type=RunPath())
+@download_option
 @click.option("--steps", help="Replay steps A:B only (0 is the initialisation).")
 @click.option("--sample", type=click.IntRange(1), help="Replay N segments drawn at random from the signed head.")
 @click.option("--nonce", default="", help="Your own random text for the draw; made where it is not given.")
@@ -46,14 +57,14 @@ def _steps(text: str | None) -> tuple[int, int] | None:
     type=_file,
     help="What the program's path is relative to; by default JOB's folder.",
 )
-@click.option("--verdict", type=_file, help="Write the signed verdict here.")
+@click.option("--verdict", type=RunPath(), help="Write the signed verdict here: a file or a URL.")
 @click.option("--key", type=_file, help="The auditor's private key, to sign the verdict with.")
 @_key
 @_json
 @profile_option
 def audit(
-    run: Path, steps: str | None, sample: int | None, nonce: str, jobs: int, job: Path | None, program_dir: Path | None,
-    verdict: Path | None, key: Path | None, trainer_key: Path | None, as_json: bool,
+    run: Path | Url, steps: str | None, sample: int | None, nonce: str, jobs: int, job: Path | None,
+    program_dir: Path | None, verdict: Path | Url | None, key: Path | None, trainer_key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Replay RUN, all or part of it, and give a verdict. RUN is never modified.
 
@@ -62,7 +73,7 @@ def audit(
       vtrain audit runs/mine
       vtrain audit runs/mine --profile baseline --jobs 2
       vtrain audit runs/mine --job job.toml --trainer-key trainer.key.pub --verdict verdict.json --key me.key
-      vtrain audit runs/mine --sample 3 --nonce "$(openssl rand -hex 16)"
+      vtrain audit s3://bucket/mine --sample 3 --nonce "$(openssl rand -hex 16)"
     """
     if steps is not None and sample is not None:
         raise UsageError("--steps and --sample exclude each other")
@@ -75,10 +86,9 @@ def audit(
 
     signer = None if key is None else keys.load_private(key)
     folder = program_dir or (job.resolve().parent if job is not None else None)
-    request = Request(
-        run, folder, None if job is None else load(job), _public(trainer_key), _steps(steps), sample or 0, nonce, jobs
-    )  # fmt: skip
     _outside(run, verdict)
+    wanted, expected, span = None if job is None else load(job), _public(trainer_key), _steps(steps)
+    request = Request(fetched(run), folder, wanted, expected, span, sample or 0, nonce, jobs)
     done = 0
     with progress("auditing", None) as update:
         planned = 0
@@ -99,17 +109,20 @@ def audit(
     sys.exit(found.exit_code)
 
 
-def _outside(run: Path, verdict: Path | None) -> None:
-    if verdict is not None and run.resolve() in verdict.resolve().parents:
+def _outside(run: Path | Url, verdict: Path | Url | None) -> None:
+    from vtrain.store.objects import inside
+
+    if verdict is not None and inside(verdict, run):
         raise UsageError(f"{verdict}: is inside the run, which an audit never modifies")
 
 
 @click.command()
-@click.argument("run", type=_file)
+@click.argument("run", type=RunPath())
+@download_option
 @click.option("--head", type=_file, help="A signed head of this run that was seen elsewhere.")
 @_key
 @_json
-def verify(run: Path, head: Path | None, trainer_key: Path | None, as_json: bool) -> None:
+def verify(run: Path | Url, head: Path | None, trainer_key: Path | None, as_json: bool) -> None:
     """Check everything about RUN that can be checked without repeating it: formats, signatures, proofs, digests.
 
     Needs neither torch nor a GPU. With --head, also that the trainer told others the same history.
@@ -121,8 +134,9 @@ def verify(run: Path, head: Path | None, trainer_key: Path | None, as_json: bool
     """
     from auditor.verify import verify as check
 
+    path = fetched(run)
     with progress("verifying", None) as update:
-        checks = check(run, _public(trainer_key), lambda step, last: update(step, f"of {last}"), head)
+        checks = check(path, _public(trainer_key), lambda step, last: update(step, f"of {last}"), head)
     if as_json:
         print_json({"result": "well-formed", "checks": {c.name: c.found for c in checks}})
         return
@@ -132,11 +146,12 @@ def verify(run: Path, head: Path | None, trainer_key: Path | None, as_json: bool
 
 
 @click.command()
-@click.argument("run", type=_file)
+@click.argument("run", type=RunPath())
+@download_option
 @click.option("--steps", help="Look at steps A:B only.")
 @_key
 @_json
-def inspect(run: Path, steps: str | None, trainer_key: Path | None, as_json: bool) -> None:
+def inspect(run: Path | Url, steps: str | None, trainer_key: Path | None, as_json: bool) -> None:
     """Show which operations of RUN were canonical, and what the others logged.
 
     \b
@@ -146,7 +161,7 @@ def inspect(run: Path, steps: str | None, trainer_key: Path | None, as_json: boo
     from auditor.evidence import open_run
     from auditor.inspect import table, to_json
 
-    evidence = open_run(run, _public(trainer_key))
+    evidence = open_run(fetched(run), _public(trainer_key))
     first, last = _steps(steps) or (0, evidence.last_step)
     if not 0 <= first <= last <= evidence.last_step:
         raise UsageError(f"--steps {steps}; the run has 0:{evidence.last_step}")

@@ -12,7 +12,8 @@ from auditor.evidence import Evidence
 from auditor.freedom import Freedom, excess
 from vtrain.commit import heads, keys, statement
 from vtrain.errors import Refuted
-from vtrain.store.atomic import write_bytes
+from vtrain.store.address import Url
+from vtrain.store.objects import write
 
 if TYPE_CHECKING:
     from auditor.replayer import Counts
@@ -59,6 +60,8 @@ class Verdict:
         environment: the auditor's hardware and library versions.
         trainer: the trainer's, as it says.
         notes: what else a reader should know.
+        repairs: differences that disputes found to be benign: step, number of the result, site, elements, record.
+        dispute: the difference that was not, down to its elements; None without a dispute.
     """
 
     result: str
@@ -83,6 +86,8 @@ class Verdict:
     environment: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    repairs: list[dict[str, Any]] = field(default_factory=list)
+    dispute: dict[str, Any] | None = None
 
     @property
     def verified(self) -> bool:
@@ -135,6 +140,8 @@ class Verdict:
             "firstBadStep": self.first_bad_step,
             "what": self.what,
             "detail": self.detail,
+            "repairs": self.repairs,
+            "dispute": self.dispute,
             "auditor": self.environment,
             "trainer": self.trainer,
             "notes": self.notes,
@@ -146,14 +153,14 @@ class Verdict:
         name, sha256 = self.subject
         return {**self.predicate(), "subject": {"name": name, "sha256": sha256}}
 
-    def sign(self, path: Path, key: Ed25519PrivateKey) -> None:
+    def sign(self, path: Path | Url, key: Ed25519PrivateKey) -> None:
         """Write the verdict as a signed statement.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the disk or the store refuses.
         """
         made = statement.make_statement(*self.subject, VERDICT_PREDICATE, self.predicate())
-        write_bytes(path, statement.sign_statement(made, key))
+        write(path, statement.sign_statement(made, key))
 
     def __str__(self) -> str:
         ranges = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in self.replayed) or "none"
@@ -167,6 +174,10 @@ class Verdict:
         lines.append(f"  values settled  {self.settled:,}; decisions in the log {self.entries:,}")
         lines.append(f"  corrections     {self.corrections:,}; violations {self.violations}")
         lines.append(f"  freedom         {self.freedom}")
+        if self.repairs:
+            elements = sum(r["elements"] for r in self.repairs)
+            where = f"{elements:,} elements of {len(self.repairs):,} results"
+            lines.append(f"  repairs         {where}, all within the certified bound")
         if self.sampled:
             odds = ", ".join(
                 f"{float(p):.1%} if {float(q):.0%} of segments were bad" for q, p in self.detection.items()

@@ -6,40 +6,46 @@ from pathlib import Path
 
 import click
 
-from vtrain.console import profile_option, progress
+from vtrain.console import RunPath, download_option, max_download, profile_option, progress
+from vtrain.store.address import Url
 
 _file = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("job", type=_file)
-@click.option("--out", required=True, type=_file, help="Run directory; must not exist.")
+@click.option("--out", required=True, type=RunPath(), help="Run directory or URL; nothing may be there.")
 @click.option("--key", type=_file, help="The trainer's private key; by default the user's own, made at the first run.")
 @profile_option
-def train(job: Path, out: Path, key: Path | None) -> None:
+def train(job: Path, out: Path | Url, key: Path | None) -> None:
     """Train the job in the TOML file JOB and record the run.
 
+    A run at a URL is written to a temporary directory and published at each checkpoint.
+
     \b
-    Example:
+    Examples:
       vtrain train job.toml --out runs/mine
+      vtrain train job.toml --out s3://bucket/mine
     """
     from trainer.keys import trainer_key
     from trainer.train import train as run
     from vtrain.job import load
+    from vtrain.store.publish import publishing
 
     parsed = load(job)
-    signer = trainer_key(key)
-    with progress("training", parsed.train.steps) as update:
-        run(parsed, job.resolve().parent, out, signer, lambda done: update(done.step, _note(done.values)))
+    signer, folder = trainer_key(key), job.resolve().parent
+    with publishing(out, say=_say) as (path, publish), progress("training", parsed.train.steps) as update:
+        run(parsed, folder, path, signer, lambda done: update(done.step, _note(done.values)), publish)
     click.echo(f"trained {parsed.train.steps} steps: {out}")
 
 
 @click.command()
-@click.argument("run", type=_file)
+@click.argument("run", type=RunPath())
 @click.option("--program-dir", type=_file, default=Path(), help="What the program's path is relative to.")
 @click.option("--key", type=_file, help="The key that the run was begun with.")
+@download_option
 @profile_option
-def resume(run: Path, program_dir: Path, key: Path | None) -> None:
+def resume(run: Path | Url, program_dir: Path, key: Path | None) -> None:
     """Go on with RUN from its last complete checkpoint, to the same bits as if it had never stopped.
 
     \b
@@ -48,9 +54,12 @@ def resume(run: Path, program_dir: Path, key: Path | None) -> None:
     """
     from trainer.keys import trainer_key
     from trainer.train import resume as go_on
+    from vtrain.store.publish import publishing
 
-    with progress("training", None) as update:
-        go_on(run, program_dir, trainer_key(key), lambda done: update(done.step, _note(done.values)))
+    signer = trainer_key(key)
+    going_on = publishing(run, resume=True, max_download=max_download(), say=_say)
+    with going_on as (path, publish), progress("training", None) as update:
+        go_on(path, program_dir, signer, lambda done: update(done.step, _note(done.values)), publish)
     click.echo(f"finished: {run}")
 
 
@@ -95,6 +104,10 @@ def keygen(path: Path) -> None:
     keys.save_private(path, key)
     write_bytes(public, keys.public_text(key).encode())
     click.echo(f"{path} and {public}: key {keys.key_id(key.public_key())}")
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _note(values: dict[str, float]) -> str:

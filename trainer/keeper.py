@@ -126,6 +126,7 @@ class Keeper:
         if pending is None:
             return
         leaf = pending.leaf
+        self._writer.metrics(pending.values)  # before what acknowledges the step; resuming drops it otherwise
         if files is None:
             self._writer.step(leaf, pending.log, pending.program)
         else:
@@ -133,4 +134,3 @@ class Keeper:
             leaf = replace(leaf, state=files_digest(tensors).text)
             self._writer.step(leaf, pending.log, pending.program)
             self._writer.checkpoint(leaf.step, tensors, self.meta())
-        self._writer.metrics(pending.values)

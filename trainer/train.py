@@ -18,9 +18,16 @@ from vtrain.store.layout import Layout, safe_open
 from vtrain.store.writer import RunWriter, create
 
 OnStep = Callable[[StepEnd], None]
+Publish = Callable[[], None]
 
 
-def train(job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep) -> None:
+def _nowhere() -> None:
+    """The run's directory is all there is."""
+
+
+def train(
+    job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere
+) -> None:
     """Train a job into a new run.
 
     Args:
@@ -29,6 +36,7 @@ def train(job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step:
         out: the run directory; must not exist.
         key: signs the heads.
         on_step: hears of every step.
+        publish: called when a checkpoint, or in the end the statement, is durable.
 
     Raises:
         VtrainError: see ``Task``, ``create`` and ``Loop``; nothing is left behind unless the initialisation was done.
@@ -36,6 +44,7 @@ def train(job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step:
     data = complete(job, directory).canonical()
     task = Task(_reread(data), directory)
     writer = create(out, data, job_digest(data), key)
+    writer.on_acknowledged = publish
     try:
         _run(task, writer, on_step)
     except Exception:
@@ -43,8 +52,11 @@ def train(job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step:
         raise
 
 
-def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep) -> None:
+def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere) -> None:
     """Go on with a run from its last complete checkpoint; the result is bit for bit that of an uninterrupted one.
+
+    Args:
+        out, directory, key, on_step, publish: as :func:`train`.
 
     Raises:
         UsageError: there is no run, or it is somebody's own loop.
@@ -58,7 +70,9 @@ def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep) 
     if layout.attestation.exists():
         return  # finished
     task = Task(job, directory)
-    _run(task, RunWriter(layout, data, job_digest(data), key), on_step)
+    writer = RunWriter(layout, data, job_digest(data), key)
+    writer.on_acknowledged = publish
+    _run(task, writer, on_step)
 
 
 def _reread(data: bytes) -> Job:

@@ -1,15 +1,17 @@
-"""What commands share: the profile option, progress on stderr, tables on stdout."""
+"""What commands share: the profile option, runs on stores, progress on stderr, tables on stdout."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from vtrain.profiles import PROFILES, enter
+from vtrain.store.address import Url, place
 
 
 def _enter_profile(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
@@ -25,6 +27,51 @@ profile_option = click.option(
     is_eager=True,
     help="Run under this arithmetic (instruction sets of torch's kernels), in a new process.",
 )
+
+
+class RunPath(click.ParamType):
+    """A run or file: a local path, or a URL of any store that fsspec knows; becomes a ``Path`` or a ``Url``."""
+
+    name = "path or URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | Url:
+        """See ``vtrain.store.address.place``."""
+        return place(value) if isinstance(value, str) else value
+
+
+_DOWNLOAD = "vtrain.max_download"
+
+
+def _keep_bound(ctx: click.Context, parameter: click.Parameter, value: int) -> None:
+    ctx.meta[_DOWNLOAD] = value << 30
+
+
+download_option = click.option(
+    "--max-download",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    metavar="GIB",
+    callback=_keep_bound,
+    expose_value=False,
+    help="Of a run at a URL, fetch at most this.",
+)
+
+
+def max_download() -> int:
+    """What ``download_option`` was given, in bytes."""
+    return int(click.get_current_context().meta[_DOWNLOAD])
+
+
+def fetched(run: Path | Url) -> Path:
+    """The directory of a run: itself, or for a URL a private copy that is removed when the command ends.
+
+    Raises:
+        VtrainError: see ``vtrain.store.remote.local_copy``.
+    """
+    from vtrain.store.remote import local_copy
+
+    return click.get_current_context().with_resource(local_copy(run, max_download()))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ follows the last head is dropped on resuming, and done again with the same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,14 @@ class RunWriter:
 
     Attributes:
         checkpoint_step: step of the last acknowledged checkpoint, -1 if there is none.
+        on_acknowledged: called when a checkpoint or the statement is durable, before anything else is written.
     """
 
     def __init__(self, layout: Layout, job: bytes, digest: bytes, key: Ed25519PrivateKey) -> None:
         self.layout = layout
         self._digest = digest
         self._key = key
+        self.on_acknowledged: Callable[[], None] = _nobody
         self._lock = WriterLock(layout)
         self._lock.__enter__()
         try:
@@ -118,6 +120,9 @@ class RunWriter:
         self._transcript.append({"type": "head", "note": note})
         self._transcript.sync()
         self.checkpoint_step = step
+        with storage_errors(self.layout.metrics):
+            self._metrics.flush()
+        self.on_acknowledged()
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Append a line for people; neither durable nor evidence."""
@@ -136,6 +141,7 @@ class RunWriter:
         }
         made = statement.make_statement(name, file_digest(self.layout.root / name), RUN_PREDICATE, predicate)
         write_bytes(self.layout.attestation, statement.sign_statement(made, self._key))
+        self.on_acknowledged()
 
     def close(self) -> None:
         """Give up what follows the last checkpoint, and let go of the run."""
@@ -152,6 +158,10 @@ class RunWriter:
         if self.checkpoint_step < 0:
             with suppress(StorageError):
                 remove_tree(self.layout.root)
+
+
+def _nobody() -> None:
+    """Nobody waits for acknowledgements."""
 
 
 def create(root: Path, job: bytes, digest: bytes, key: Ed25519PrivateKey) -> RunWriter:
