@@ -139,10 +139,11 @@ class Evidence:
         """
         if step == self.last_step and self._final is not None:
             return self._final
-        scanned = scan_checkpoint(self.layout, step)
+        attested = step == self.last_step and self.attestation is not None
+        scanned = scan_checkpoint(self.layout, step, whole=attested)
         found = chunks_digest({name: file.tensors for name, file in scanned.items()})
         self._committed(step, found)
-        if step == self.last_step and self.attestation is not None:
+        if attested:
             name, sha256 = self.subject
             if "model" not in scanned or scanned["model"].sha256 != sha256:
                 raise MalformedRunError(f"attestation.json: its subject is not the file {name}")
@@ -185,7 +186,10 @@ class Evidence:
         wanted = sum(np.dtype(COLUMNS[name]).itemsize * size for name, size in segment.sizes(step).items())
         if 2 * wanted > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
             raise UnsupportedError(f"step {step}: a log of {wanted} bytes; half of this machine's memory is less")
-        log = segment.step(step)
+        try:
+            log = segment.step(step)
+        except MemoryError as error:
+            raise UnsupportedError(f"step {step}: a log of {wanted} bytes does not fit into memory") from error
         self._same_log(step, step_digest(log))
         return log
 

@@ -29,7 +29,7 @@ __all__ = [
 
 FORMAT = "vtrain-checkpoint"
 VERSION = 1
-MAX_META_BYTES = 16 * 1024 * 1024
+MAX_META_BYTES = 4 * 1024 * 1024
 _MAX_FILES = 64
 _MAX_CHECKPOINTS = 1_000_000
 _FILE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
@@ -97,13 +97,21 @@ def read_checkpoint(
     return {name: read_below(layout.root, path, max_bytes) for name, path in paths.items()}, meta
 
 
-def scan_checkpoint(layout: Layout, step: int, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Scanned]:
+def scan_checkpoint(
+    layout: Layout, step: int, *, max_bytes: int = MAX_FILE_BYTES, whole: bool = False
+) -> dict[str, Scanned]:
     """Check a checkpoint as :func:`read_checkpoint` does and hash it, by file, in a few MiB of memory.
+
+    Args:
+        layout, step, max_bytes: as there.
+        whole: whether the files' own SHA-256 is wanted too.
 
     Raises:
         CheckpointError, VersionError, PathError, StorageError: as :func:`read_checkpoint`.
     """
-    return {name: scan_below(layout.root, path, max_bytes) for name, path in _open(layout, step)[0].items()}
+    return {
+        name: scan_below(layout.root, path, max_bytes, whole=whole) for name, path in _open(layout, step)[0].items()
+    }
 
 
 def _open(layout: Layout, step: int) -> tuple[dict[str, str], dict[str, Any]]:

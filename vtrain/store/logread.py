@@ -48,6 +48,8 @@ class _ArrayReader:
         store = MemoryStore({"zarr.json": to_buffer(metadata), self._spec.shard_key(0): to_buffer(data)})
         try:
             shard = np.asarray(zarr.open_array(store, mode="r")[:])
+        except MemoryError:
+            raise
         except Exception as error:  # zarr, numcodecs and crc32c each have their own
             where = self._files.where(f"{name}/{self._spec.shard_key(number)}")
             raise LogError(f"{where}: corrupt: {error}") from error

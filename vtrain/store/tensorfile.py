@@ -42,7 +42,7 @@ class Scanned:
 
     Attributes:
         tensors: dtype, shape and chunk hashes by name, in the order of the file.
-        sha256: of the whole file, hex; of the very bytes that the chunk hashes are of.
+        sha256: of the whole file, hex, if it was wanted; of the very bytes that the chunk hashes are of.
     """
 
     tensors: dict[str, TensorChunks]
@@ -123,13 +123,14 @@ def read_below(root: Path, relative: str, max_bytes: int) -> dict[str, TensorByt
     return result
 
 
-def scan_below(root: Path, relative: str, max_bytes: int) -> Scanned:
+def scan_below(root: Path, relative: str, max_bytes: int, *, whole: bool = False) -> Scanned:
     """Check a file as :func:`read_safetensors` does and hash it, in a few MiB of memory whatever its size.
 
     Args:
         root: the run.
         relative: path below it, no part of which may be a link.
         max_bytes: bound on the file's size.
+        whole: whether the whole file's SHA-256 is wanted too.
 
     Raises:
         CheckpointError, PathError, StorageError: as :func:`read_safetensors`.
@@ -137,17 +138,17 @@ def scan_below(root: Path, relative: str, max_bytes: int) -> Scanned:
     path = root / relative
     with safe_open(root, relative, max_bytes=max_bytes) as handle, storage_errors(path):
         entries, start = _read_header(handle, f"{path}")
-        whole = hashlib.sha256(start)
+        digest = hashlib.sha256(start)
         hashes: dict[str, list[bytes]] = {entry.name: [] for entry in entries}
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for batch in _batches(handle, entries, f"{path}"):
                 found = pool.map(_chunk_hash, batch)  # hashing lets go of the interpreter lock
-                for _, data in batch:
-                    whole.update(data)
-                for (entry, _), digest in zip(batch, found, strict=True):
-                    hashes[entry.name].append(digest)
+                for _, data in batch if whole else ():
+                    digest.update(data)
+                for (entry, _), chunk in zip(batch, found, strict=True):
+                    hashes[entry.name].append(chunk)
     tensors = {e.name: TensorChunks(e.dtype, e.shape, tuple(hashes[e.name])) for e in entries}
-    return Scanned(tensors, whole.hexdigest())
+    return Scanned(tensors, digest.hexdigest() if whole else "")
 
 
 def _chunk_hash(part: tuple[_Entry, bytearray]) -> bytes:
