@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +21,10 @@ from vtrain.rounding.threshold import calibration_key
 ZERO = ":zero"
 Floats = npt.NDArray[np.float64]
 # Decisions examined of one result, at random where there are more; differences measured at one result.
-_MOST = 4096
-_SAMPLE = 1 << 16
+_MOST = 2048
+_SAMPLE = 1 << 14
+# Every result of one operation is looked at up to this number, one in so many at random from there on.
+_ALL, _ONE_IN = 32, 8
 _BATCH = 1 << 14  # decisions that are judged in one go
 # Sums up to this length have no order that shows what fused and unfused arithmetic would.
 _SHORT = 3
@@ -29,19 +33,24 @@ _SHORT = 3
 class Examiner:
     """Counts for one replay. What it looks at, the trainer can't foresee: the draw is the auditor's own.
 
+    Args:
+        seed: decides the draw; empty for one that nobody knows.
+
     Attributes:
         freedom: what was counted; complete after ``flush``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: bytes = b"") -> None:
         self.freedom = Freedom()
-        self._random = np.random.default_rng(list(os.urandom(16)))
+        self._random = np.random.default_rng(list(hashlib.sha256(seed).digest() if seed else os.urandom(16)))
+        self._seen: dict[str, int] = {}
         self._met: dict[str, int] = {}
         self._waiting: dict[tuple[str, Format], list[Floats]] = {}
 
     def examine(
-        self, site: Site, y: torch.Tensor, out: torch.Tensor, scale: ScaleFn, vary: Vary | None, index: np.ndarray
-    ) -> None:
+        self, site: Site, y: torch.Tensor, out: torch.Tensor, scale: ScaleFn, vary: Vary | None,
+        decided: Callable[[], npt.NDArray[np.int64]],
+    ) -> None:  # fmt: skip
         """Count a settled result with decisions.
 
         Args:
@@ -50,9 +59,12 @@ class Examiner:
             out: what it was settled to.
             scale: its error scale.
             vary: computes y in another order.
-            index: flat indices of its decisions, int64.
+            decided: flat indices of its decisions.
         """
-        s = scale()
+        seen = self._seen[site.name] = self._seen.get(site.name, 0) + 1
+        if seen > _ALL and self._random.integers(_ONE_IN):
+            return
+        index, s = decided(), scale()
         key = calibration_key(s.kind, s.length)
         if index.size > _MOST:
             index = np.unique(index[self._random.integers(0, index.size, _MOST)])
@@ -73,11 +85,11 @@ class Examiner:
             self._measure(key, s, y, vary, where)
 
     def _due(self, key: str, zero: bool) -> bool:
-        """Whether to measure: at the first result of a kind, the second, the fourth, ...; so at few in all."""
+        """Whether to measure: at the first result of a kind, the 8th, the 64th, ...: a vanishing share of an audit."""
         due = False
         for name in (key, key + ZERO)[: 1 + zero]:
             met = self._met[name] = self._met.get(name, 0) + 1
-            due |= met & (met - 1) == 0
+            due |= met & (met - 1) == 0 and met.bit_length() % 3 == 1
         return due
 
     def flush(self) -> None:

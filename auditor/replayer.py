@@ -66,6 +66,7 @@ class Replayer:
         scalar_ulps: by how much a recomputed host scalar may differ, in float64 ulps.
         repairs: where the run's value is taken although the auditor's rounding is another one: what disputes found to
             be benign.
+        seed: decides which decisions are examined where there are too many; empty for one that nobody knows.
 
     Attributes:
         counts: so far.
@@ -74,11 +75,11 @@ class Replayer:
         Refuted: by any method: the first difference, with step and what differs.
     """
 
-    def __init__(self, evidence: Evidence, scalar_ulps: int, repairs: Repairs | None = None) -> None:
+    def __init__(self, evidence: Evidence, scalar_ulps: int, repairs: Repairs | None = None, seed: bytes = b"") -> None:
         self._evidence = evidence
         self._ulps = scalar_ulps
         self._repairs: Repairs = {} if repairs is None else repairs
-        self._examiner = Examiner()
+        self._examiner = Examiner(seed)
         self.counts = Counts(freedom=self._examiner.freedom)
         self._sites: list[str] = []
         self._decisions = Decisions.empty()
@@ -157,7 +158,7 @@ class Replayer:
                 self._refute(site, found)
             self.counts.entries += entries
             self.counts.corrections += found.corrections
-            self._examiner.examine(site, y, out, once, vary, self._decisions.taken())
+            self._examiner.examine(site, y, out, once, vary, self._decisions.taken)
         return self._repaired(site, out)
 
     def _repaired(self, site: Site, out: torch.Tensor) -> torch.Tensor:

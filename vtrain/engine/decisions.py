@@ -99,16 +99,17 @@ class Decisions:
         _, numel, encoding, narrow, _whole, gap_bytes = self._log.sites[row].tolist()
         distances = _numbers(self._log.gaps[g : g + gap_bytes])
         if not encoding:
-            return np.concatenate([np.cumsum(distances[:narrow]), np.cumsum(distances[narrow:])]) - 1
+            short, whole = distances[:narrow], distances[narrow:]
+            return np.concatenate([np.cumsum(short, dtype=np.int64), np.cumsum(whole, dtype=np.int64)]) - 1
         codes = self._log.codes[c : c + _code_bytes(numel, encoding, narrow)]
-        return np.concatenate([np.flatnonzero(_DIGITS[codes]), np.cumsum(distances) - 1])
+        return np.concatenate([np.flatnonzero(_DIGITS[codes]), np.cumsum(distances, dtype=np.int64) - 1])
 
 
 def _numbers(data: np.ndarray) -> np.ndarray:
     """LEB128 numbers below 2^63, written without a fault."""
+    if not data.size or data.max() < 0x80:
+        return data
     ends = np.flatnonzero(data < 0x80)
-    if ends.size == data.size:
-        return data.astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(data.size) - np.repeat(starts, ends - starts + 1)
     return np.add.reduceat((data & 0x7F).astype(np.int64) << (7 * place), starts)
