@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "keygen": ("trainer.cli", "keygen", "Make an Ed25519 key."),
     "prove": ("auditor.prove_cli", "prove", "Prove that a step is in a run, or check such a proof; needs no torch."),
     "referee": ("auditor.dispute.cli", "referee", "Judge one disputed operation from its record; needs no torch."),
+    "report": ("auditor.report_cli", "report", "Write an offline HTML page about a run and a verdict; needs no torch."),
     "resume": ("trainer.cli", "resume", "Go on with an interrupted run."),
     "train": ("trainer.cli", "train", "Train a job and record the run."),
     "verify": ("auditor.cli", "verify", "Check signatures, proofs and formats of a run; needs no torch."),

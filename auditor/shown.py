@@ -1,0 +1,93 @@
+"""What a run's author wrote, made fit for a page: bounded, and without characters that act. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import struct
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from markupsafe import Markup, escape
+
+MOST_TEXT = 2000
+_MOST_MARKS = 2  # combining characters in a row: more of them paint over the lines above and below
+_MOST_ENTRIES, _MOST_DEPTH = 80, 6
+_WIDTHS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "I64": 64}
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """Each character, or what stands for it, and whether it was replaced."""
+    marks = 0
+    for c in text:
+        marks = marks + 1 if unicodedata.category(c) in ("Mn", "Me") else 0
+        acts = not c.isprintable() or marks > _MOST_MARKS
+        yield (f"U+{ord(c):04X}", True) if acts else (c, False)
+
+
+def _cut(text: str, most: int) -> tuple[str, str]:
+    return (text, "") if len(text) <= most else (text[:most], f" … ({len(text) - most:,} characters more)")
+
+
+def plain(text: str, most: int = MOST_TEXT) -> str:
+    """Text in which control characters, bidirectional overrides and the like are spelled ``[U+202E]``.
+
+    Args:
+        text: hostile.
+        most: characters kept.
+    """
+    kept, rest = _cut(text, most)
+    return "".join(f"[{c}]" if acts else c for c, acts in _parts(kept)) + rest
+
+
+def visible(value: Any, most: int = MOST_TEXT) -> Markup:
+    """As :func:`plain`, for HTML: escaped, and what was replaced is marked, so that it can't be imitated."""
+    kept, rest = _cut(str(value), most)
+    made = [Markup('<span class="acts">{}</span>').format(c) if acts else escape(c) for c, acts in _parts(kept)]
+    return Markup("").join(made) + escape(rest)
+
+
+def flat(value: Any) -> list[tuple[str, str]]:
+    """Nested JSON values as lines of a dotted key and a text, in the order of keys; at most so many."""
+    found: list[tuple[str, str]] = []
+    for pair in _walk(value, "", 0):
+        if len(found) == _MOST_ENTRIES:
+            found.append(("…", "more entries are not shown"))
+            break
+        found.append(pair)
+    return found
+
+
+def _walk(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value and depth < _MOST_DEPTH:
+        for key in sorted(value):
+            yield from _walk(value[key], f"{path}.{key}" if path else str(key), depth + 1)
+    elif isinstance(value, dict | list):
+        items = value[:100] if isinstance(value, list) else [value]
+        yield path, ", ".join(map(_scalar, items)) or "none"
+    else:
+        yield path, _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "…" if value else "none"
+    if value is None or value == "":
+        return "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def metric(bits: str) -> float:
+    """The number that a leaf's metric commits to, such as ``F32:3f800000``; NaN where the bits are of no such number.
+
+    Args:
+        bits: as ``vtrain.commit.leaf`` lets them pass.
+    """
+    letters, _, digits = bits.partition(":")
+    raw, width = int(digits, 16), _WIDTHS[letters]
+    if raw >> width:
+        return math.nan
+    if letters == "BF16":
+        letters, raw, width = "F32", raw << 16, 32
+    form = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q"}[letters]
+    return float(struct.unpack(form, raw.to_bytes(width // 8, "little"))[0])
