@@ -2,183 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass, field
-from itertools import repeat
-from multiprocessing import get_context
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from auditor.bench import Bench, Found, Work
 from auditor.dispute.disputing import Party, judging
 from auditor.evidence import Evidence, open_run
+from auditor.executors import Crew, Processes, Replays
 from auditor.programs import check_program
-from auditor.replayer import Counts, Repairs, Replayer
-from auditor.replaying import check_table
+from auditor.progress import Progress, from_json
+from auditor.replayer import Counts
+from auditor.sample import (
+    Confidence,
+    Segment,
+    check_nonce,
+    chosen,
+    drawn,
+    sample,
+    segments,
+    size_for_budget,
+    size_for_confidence,
+)
 from auditor.verdict import Verdict, begin
-from vtrain.engine import state
+from vtrain.commit import heads, keys
 from vtrain.engine.backend import environment
-from vtrain.engine.loop import Loop
-from vtrain.engine.task import Task, check_data
-from vtrain.errors import CheckpointError, JobError, MalformedRunError, Refuted, UsageError
-from vtrain.job import Job
-from vtrain.random import StreamKey, permutation
+from vtrain.engine.task import check_data
+from vtrain.errors import JobError, Refuted, UsageError
+from vtrain.job import Job, job_digest
+from vtrain.store.atomic import storage_errors
 
+__all__ = ["Found", "Request", "Segment", "audit", "chosen", "sample", "segments"]
 
-@dataclass(frozen=True)
-class Segment:
-    """Steps to replay from a checkpoint.
-
-    Attributes:
-        start: step of the checkpoint to begin from; -1 begins with the initialisation.
-        first: first step to compare.
-        last: last step to compare.
-    """
-
-    start: int
-    first: int
-    last: int
-
-
-@dataclass
-class Found:
-    """What replaying a segment found.
-
-    Attributes:
-        segment: which one.
-        counts: what was counted.
-        difference: step, what and detail of the first difference, if there was one.
-        repairs: differences that disputes found to be benign, as the verdict lists them.
-        dispute: how the difference was judged, as the verdict has it; None where nobody was asked.
-    """
-
-    segment: Segment
-    counts: Counts = field(default_factory=Counts)
-    difference: tuple[int, str, str] | None = None
-    repairs: list[dict[str, Any]] = field(default_factory=list)
-    dispute: dict[str, Any] | None = None
-
-
-def segments(evidence: Evidence) -> list[Segment]:
-    """All segments of a run: the initialisation, then one between each two checkpoints."""
-    ends = evidence.checkpoints
-    return [Segment(-1, 0, 0)] + [Segment(a, a + 1, b) for a, b in zip(ends, ends[1:], strict=False)]
-
-
-def chosen(all_segments: Sequence[Segment], first: int, last: int) -> list[Segment]:
-    """The segments that cover steps ``first`` to ``last``, cut to them.
-
-    Raises:
-        UsageError: the run has no such steps.
-    """
-    end = all_segments[-1].last
-    if not 0 <= first <= last <= end:
-        raise UsageError(f"steps {first}:{last}; want 0 <= A <= B <= {end}")
-    return [
-        Segment(s.start, max(s.first, first), min(s.last, last))
-        for s in all_segments
-        if s.first <= last and s.last >= first
-    ]
-
-
-def sample(all_segments: Sequence[Segment], count: int, note: str, nonce: str) -> list[Segment]:
-    """``count`` segments at random, from the signed head and the auditor's nonce: nobody could foresee the draw.
-
-    The order is a Philox permutation under the seed SHA-256("vtrain-sample-v1\\n" + nonce + "\\n" + note), its first 16
-    bytes as a little-endian integer; so anyone who knows both can repeat it.
-
-    Raises:
-        UsageError: fewer than one, or more than there are.
-    """
-    if not 1 <= count <= len(all_segments):
-        raise UsageError(f"sample of {count} segments; want 1 to {len(all_segments)}")
-    digest = hashlib.sha256(f"vtrain-sample-v1\n{nonce}\n{note}".encode()).digest()
-    order = permutation(StreamKey(int.from_bytes(digest[:16], "little"), "audit-sample"), 0, 0, len(all_segments))
-    return [all_segments[i] for i in sorted(order[:count].tolist())]
-
-
-class _Bench:
-    """One process's task and evidence, kept between segments."""
-
-    def __init__(self, evidence: Evidence, directory: Path | None) -> None:
-        self.evidence = evidence
-        job = evidence.job
-        if not isinstance(job, Job):
-            raise UsageError(
-                f"{evidence.layout.root}: was recorded around a loop; replay it there, with auditor.replay(...)"
-            )
-        check_table(job.optable)
-        self.job = job
-        self.task = Task(job, directory or Path())
-
-    def replay(self, segment: Segment, on_step: Callable[[int], None], repairs: Repairs | None = None) -> Found:
-        """Replay one segment, taking the run's values in ``repairs``.
-
-        Raises:
-            MalformedRunError: what the run holds there is not what it commits to.
-        """
-        found = Found(segment)
-        replayer = Replayer(self.evidence, self.job.policy.scalar_ulps, repairs)
-        found.counts = replayer.counts
-        loop = Loop(replayer, self.job.policy, self.job.train.seed)
-        try:
-            self._steps(loop, segment, on_step)
-        except Refuted as difference:
-            found.difference = (difference.step, difference.what, difference.detail)
-        return found
-
-    def _steps(self, loop: Loop, segment: Segment, on_step: Callable[[int], None]) -> None:
-        loop.initialise(self.task.model, self.task.optimizer, count=segment.start < 0)
-        if segment.start < 0:
-            on_step(0)
-        else:
-            files = self.evidence.checkpoint(segment.start, _state_bound(loop.model))
-            try:
-                state.restore(files, loop.model, loop.optimizer)
-            except CheckpointError as error:  # it is what the trainer committed to, and not of the job's model
-                raise Refuted(segment.start, "state", str(error)) from error
-            loop.resume_at(segment.start)
-        for step in range(max(1, segment.start + 1), segment.last + 1):
-            self.task.run_step(loop, step)
-            on_step(step)
-
-
-def _state_bound(model: torch.nn.Module) -> int:
-    """Bytes that no file of a checkpoint of this model has: room for an optimizer of many tensors, and a header."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return 16 * sum(t.numel() * t.element_size() for t in tensors) + (64 << 20)
-
-
-class _Work(NamedTuple):
-    """What a worker process opens; ``note`` is the last head of the run that was checked."""
-
-    run: Path
-    directory: Path | None
-    key_pem: str | None
-    threads: int
-    note: str
-
-
-_bench: _Bench | None = None
-
-
-def _work(segment: Segment, work: _Work) -> Found:
-    global _bench
-    if _bench is None:
-        from vtrain.commit import keys
-
-        torch.set_num_threads(work.threads)
-        evidence = open_run(work.run, None if work.key_pem is None else keys.load_public(work.key_pem))
-        if evidence.notes[-1] != work.note:  # the head covers the job and every leaf
-            raise MalformedRunError(f"{work.run}: changed while it was audited: another last head")
-        _bench = _Bench(evidence, work.directory)
-    return _bench.replay(segment, lambda step: None)
+OnStep = Callable[[int], None]
 
 
 @dataclass
@@ -194,8 +58,15 @@ class Request:
         steps: first and last step to replay; None for all.
         sampled: segments to draw at random; 0 for none.
         nonce: the auditor's, for the draw; made where it is empty.
-        jobs: worker processes; 1 replays in this process.
+        jobs: segments to replay at a time, by as many worker processes; 1 replays in this process. With ``ray``, 0 is
+            as many as the cluster has room for.
         party: the trainer, to dispute differences with; None takes a difference for a refutation.
+        budget: draw as many segments as have at most this share of all steps, whichever are drawn; at least one.
+        confidence: draw as many segments as it takes to be so sure.
+        threads: of each replay; 0 leaves this process's number. Results can depend on it, so it is in the verdict, and
+            the same for all executors.
+        ray: address of a Ray cluster whose workers replay, or ``local``; empty for none.
+        progress: a file outside the run that keeps what was found, and from which a killed audit goes on.
     """
 
     run: Path
@@ -207,10 +78,36 @@ class Request:
     nonce: str = ""
     jobs: int = 1
     party: Party | None = None
+    budget: Fraction | None = None
+    confidence: Confidence | None = None
+    threads: int = 0
+    ray: str = ""
+    progress: Path | None = None
+
+    def check(self) -> None:
+        """Check what needs no run.
+
+        Raises:
+            UsageError: options exclude each other, or are out of range.
+        """
+        if self.jobs < (0 if self.ray else 1):
+            raise UsageError(f"jobs is {self.jobs}; want 1 or more")
+        if self.threads < 0:
+            raise UsageError(f"threads is {self.threads}; want 1 or more, or 0 for this process's")
+        check_nonce(self.nonce)
+        ways = {"steps": self.steps, "sample": self.sampled or None, "budget": self.budget}
+        given = [name for name, value in {**ways, "confidence": self.confidence}.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other: each says which segments to replay")
+        if self.progress is not None and self.run.resolve() in self.progress.resolve().parents:
+            raise UsageError(f"{self.progress}: is inside the run, which an audit never modifies")
 
 
-def audit(request: Request, on_step: Callable[[int], None], on_plan: Callable[[int], None]) -> Verdict:
+def audit(request: Request, on_step: OnStep, on_plan: Callable[[int], None]) -> Verdict:
     """Audit a run; it is never modified.
+
+    The verdict depends on the run, the nonce, the request and this machine; not on who replays, in which order, how
+    often it was killed, or when. Segments after the first one refuted, in the run's order, don't count.
 
     Args:
         request: what and how.
@@ -219,37 +116,59 @@ def audit(request: Request, on_step: Callable[[int], None], on_plan: Callable[[i
 
     Raises:
         MalformedRunError: the run is incomplete or malformed; no verdict.
-        UnsupportedError: this machine can't replay it.
-        UsageError: the request makes no sense.
+        UnsupportedError: this machine can't replay it; a WorkerError where its workers die.
+        UsageError: the request makes no sense; a ProgressError where the progress is another audit's.
+        StorageError: a file can't be read, or the progress not written.
     """
-    if request.jobs < 1:
-        raise UsageError(f"jobs is {request.jobs}; want 1 or more")
-    evidence = open_run(request.run, request.key)
-    evidence.require_complete()
-    verdict = begin(evidence, environment())
-    if request.job is not None and not _same_job(request.job, evidence, verdict):
-        return verdict
-    if request.job is None and isinstance(evidence.job, Job):
-        check_program(evidence.job.program, request.directory, request.run)
-    plan = _plan(request, evidence, verdict)
-    on_plan(sum(s.last - s.start for s in plan))
-    done: list[Found] = []
-    bench = _Bench(evidence, request.directory)
+    request.check()
+    with _threads(request.threads):
+        with storage_errors(request.run):
+            evidence = open_run(request.run, request.key)
+            evidence.require_complete()
+        verdict = begin(evidence, environment())
+        if request.job is not None and not _same_job(request.job, evidence, verdict):
+            return verdict
+        if request.job is None and isinstance(evidence.job, Job):
+            check_program(evidence.job.program, request.directory, request.run)
+        with ExitStack() as stack:
+            progress = None if request.progress is None else stack.enter_context(Progress(request.progress))
+            _replay(request, evidence, verdict, progress, on_step, on_plan)
+    return verdict
+
+
+def _replay(
+    request: Request, evidence: Evidence, verdict: Verdict, progress: Progress | None, on_step: OnStep,
+    on_plan: Callable[[int], None],
+) -> None:  # fmt: skip
+    nonce = _nonce(request, progress)
+    plan = _plan(request, evidence, verdict, nonce)
+    bench = Bench(evidence, request.directory, nonce)
     check_data(bench.task)
+    known: dict[Segment, Found] = {}
+    if progress is not None:
+        progress.begin(_header(request, evidence, verdict, nonce))
+        known = {segment: from_json(value) for segment, value in progress.found.items()}
+    missing = _missing(plan, known)
+    on_plan(sum(s.last - s.start for s in missing))
     again = lambda segment, repairs: bench.replay(segment, lambda step: None, repairs)  # noqa: E731
-    with judging(evidence, request.directory, request.party, again) as judge:
-        if request.jobs == 1:
-            for segment in plan:
-                done.append(judge(bench.replay(segment, on_step)))
-                if done[-1].difference:
-                    break
-        else:
-            done = [judge(found) for found in _in_parallel(request, evidence, plan, on_step)]
+    done: list[Found] = []
+    with ExitStack() as stack:
+        judge = stack.enter_context(judging(evidence, request.directory, request.party, again))
+        keep = _Keeper(progress)
+        crew = _crew(request, stack) if missing else None
+        replays = stack.enter_context(closing(_replays(request, bench, crew, missing, keep, on_step, nonce)))
+        for segment in plan:
+            if segment in known:
+                done.append(known[segment])
+            else:
+                done.append(judge(next(replays)))
+                keep(done[-1])
+            if done[-1].difference is not None:
+                break
     _judge(verdict, done)
     kind = bench.job.policy.parsed_threshold.kind
     if not verdict.verified and request.party is None and kind != "certified":
         verdict.notes.append(_NOT_JUDGED.format(kind=kind))
-    return verdict
 
 
 _NOT_JUDGED = (
@@ -258,32 +177,105 @@ _NOT_JUDGED = (
 )
 
 
-def _plan(request: Request, evidence: Evidence, verdict: Verdict) -> list[Segment]:
+class _Keeper:
+    """Keeps what was found in each segment, once."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def __call__(self, found: Found) -> None:
+        if self._progress is not None and found.segment not in self._progress.found:
+            self._progress.add(found)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _nonce(request: Request, progress: Progress | None) -> str:
+    """The auditor's; one that was made is kept in the progress, so that the draw stays what it was."""
+    begun = None if progress is None or progress.header is None else progress.header.get("nonce")
+    return request.nonce or (begun if isinstance(begun, str) else "") or os.urandom(16).hex()
+
+
+def _plan(request: Request, evidence: Evidence, verdict: Verdict, nonce: str) -> list[Segment]:
     everything = segments(evidence)
-    if request.sampled:
-        nonce = request.nonce or os.urandom(16).hex()
-        verdict.sampled = request.sampled
-        verdict.notes.append(f"segments drawn with nonce {nonce}")
-        return sample(everything, request.sampled, evidence.notes[-1], nonce)
     if request.steps is not None:
         return chosen(everything, *request.steps)
-    return everything
+    count = request.sampled
+    if request.budget is not None:
+        count = size_for_budget(everything, request.budget)
+    elif request.confidence is not None:
+        count = size_for_confidence(len(everything), request.confidence)
+    if not count:
+        return everything
+    verdict.drawn = drawn(len(everything), count, evidence.notes[-1], nonce)
+    verdict.sampled, verdict.nonce = count, nonce
+    verdict.notes.append(f"segments drawn with nonce {nonce}")
+    return [everything[number] for number in verdict.drawn]
 
 
-def _in_parallel(
-    request: Request, evidence: Evidence, plan: Sequence[Segment], on_step: Callable[[int], None]
-) -> Iterator[Found]:
-    from vtrain.commit import keys
+def _header(request: Request, evidence: Evidence, verdict: Verdict, nonce: str) -> dict[str, Any]:
+    """What a progress file is bound to: whatever the verdict depends on."""
+    mine = b"" if request.job is None else job_digest(request.job.canonical())
+    return {
+        "job": heads.job_text(evidence.digest),
+        "head": evidence.notes[-1],
+        "nonce": nonce,
+        "environment": verdict.environment,
+        "request": {
+            "steps": None if request.steps is None else list(request.steps),
+            "drawn": verdict.drawn,
+            "job": mine.hex(),
+            "key": "" if request.key is None else keys.key_id(request.key),
+            "disputed": request.party is not None,
+        },
+    }
 
-    threads = max(1, (os.cpu_count() or 1) // request.jobs)
+
+def _missing(plan: Sequence[Segment], known: dict[Segment, Found]) -> list[Segment]:
+    """Segments still to be replayed: none after a difference that is known already."""
+    missing = []
+    for segment in plan:
+        if segment not in known:
+            missing.append(segment)
+        elif known[segment].difference is not None:
+            break
+    return missing
+
+
+def _replays(
+    request: Request, bench: Bench, crew: Crew | None, plan: Sequence[Segment], keep: Callable[[Found], None],
+    on_step: OnStep, nonce: str,
+) -> Generator[Found, None, None]:  # fmt: skip
+    """What is found in each segment, in their order, by whoever replays."""
+    if crew is None:
+        for segment in plan:
+            yield bench.replay(segment, on_step)
+        return
+    evidence = bench.evidence
     pem = None if request.key is None else keys.public_text(request.key)
-    work = _Work(request.run, request.directory, pem, threads, evidence.notes[-1])
-    pool: Executor
-    with ProcessPoolExecutor(request.jobs, get_context("spawn")) as pool:
-        for found in pool.map(_work, plan, repeat(work)):
+    directory = (request.directory or Path()).absolute()
+    work = Work(evidence.layout.root.absolute(), directory, pem, evidence.notes[-1], nonce, environment())
+    with closing(Replays(crew, plan, work, keep).results()) as results:
+        for found in results:
             for step in range(found.segment.first, found.segment.last + 1):
                 on_step(step)
             yield found
+
+
+def _crew(request: Request, stack: ExitStack) -> Crew | None:
+    if request.ray:
+        from auditor.cluster import ray_crew
+
+        return stack.enter_context(ray_crew(request.ray, request.jobs, torch.get_num_threads()))
+    return None if request.jobs == 1 else Processes(request.jobs)
 
 
 def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
@@ -300,8 +292,8 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
 
 
 def _extend(ranges: list[tuple[int, int]], new: tuple[int, int]) -> None:
-    if ranges and ranges[-1][1] + 1 == new[0]:
-        ranges[-1] = (ranges[-1][0], new[1])
+    if ranges and ranges[-1][1] + 1 >= new[0]:  # it may begin with the checkpoint that the last one ended with
+        ranges[-1] = (ranges[-1][0], max(ranges[-1][1], new[1]))
     else:
         ranges.append(new)
 

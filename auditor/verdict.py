@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditor.evidence import Evidence
 from auditor.freedom import Freedom, excess
+from auditor.sample import bad_segments, caught
 from vtrain.commit import heads, keys, statement
 from vtrain.errors import Refuted
 from vtrain.store.address import Url
@@ -47,6 +49,8 @@ class Verdict:
         steps: number of the run's last step.
         replayed: ranges ``(first, last)`` of the steps replayed.
         sampled: segments drawn at random, 0 if the steps were chosen.
+        nonce: the auditor's, which with the head decided the draw; empty if the steps were chosen.
+        drawn: numbers of the segments drawn, from 0, ascending; see ``auditor.sample.check_draw``.
         segments: how many segments the run has.
         canonical: values of canonical operations, which are the same on every machine and need no log.
         settled, entries, corrections: values settled, decisions in the log, decisions that departed from the
@@ -88,6 +92,8 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
     repairs: list[dict[str, Any]] = field(default_factory=list)
     dispute: dict[str, Any] | None = None
+    nonce: str = ""
+    drawn: list[int] = field(default_factory=list)
 
     @property
     def verified(self) -> bool:
@@ -120,6 +126,14 @@ class Verdict:
         """Probability of having met a trainer that cheated in a share of the segments, by share; for random samples."""
         return {f"{q:.2f}": f"{detection(self.sampled, q):.6f}" for q in SHARES} if self.sampled else {}
 
+    @property
+    def detection_exact(self) -> dict[str, str]:
+        """The same without replacement, as the segments are drawn (``auditor.sample.caught``): never less."""
+        if not self.sampled:
+            return {}
+        bad = {f"{q:.2f}": bad_segments(self.segments, Fraction(f"{q:.2f}")) for q in SHARES}
+        return {q: f"{float(caught(self.segments, self.sampled, m)):.6f}" for q, m in bad.items()}
+
     def predicate(self) -> dict[str, Any]:
         """JSON values of the statement."""
         return {
@@ -130,7 +144,9 @@ class Verdict:
             "steps": self.steps,
             "replayed": [list(r) for r in self.replayed],
             "segments": {"all": self.segments, "sampled": self.sampled},
+            "draw": {"nonce": self.nonce, "segments": self.drawn} if self.sampled else None,
             "detection": self.detection,
+            "detectionExact": self.detection_exact,
             "canonical": self.canonical,
             "settled": self.settled,
             "entries": self.entries,
@@ -179,10 +195,12 @@ class Verdict:
             where = f"{elements:,} elements of {len(self.repairs):,} results"
             lines.append(f"  repairs         {where}, all within the certified bound")
         if self.sampled:
+            exact = self.detection_exact
             odds = ", ".join(
-                f"{float(p):.1%} if {float(q):.0%} of segments were bad" for q, p in self.detection.items()
+                f"{float(p):.1%} if {float(q):.0%} of segments were bad ({float(exact[q]):.1%} exactly)"
+                for q, p in self.detection.items()
             )
-            lines.append(f"  detection       {odds}")
+            lines.append(f"  detection       at least {odds}")
         lines.append(f"  job             {self.job}")
         lines.append(
             f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})"

@@ -45,6 +45,10 @@ class BusyError(UsageError):
     """Another process is writing this run."""
 
 
+class ProgressError(UsageError):
+    """The file of an audit's progress is of another run, request or machine, or damaged."""
+
+
 class StorageError(VtrainError):
     """The disk is full, read-only or failing; what was acknowledged before stays valid."""
 
@@ -113,6 +117,10 @@ class UnsupportedError(VtrainError):
     """This machine or this release can't do it."""
 
     exit_code = 4
+
+
+class WorkerError(UnsupportedError):
+    """Workers that replay segments die, or can't be had; no verdict."""
 
 
 class UnsupportedOperation(UnsupportedError):

@@ -1,0 +1,156 @@
+"""Replaying one segment, in this process or in a worker's (protocol §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from auditor.evidence import Evidence, open_run
+from auditor.replayer import Counts, Repairs, Replayer
+from auditor.replaying import check_table
+from auditor.sample import Segment
+from vtrain.commit import keys
+from vtrain.engine import state
+from vtrain.engine.backend import environment
+from vtrain.engine.loop import Loop
+from vtrain.engine.task import Task, check_data
+from vtrain.errors import CheckpointError, MalformedRunError, Refuted, UnsupportedError, UsageError
+from vtrain.job import Job
+from vtrain.store.atomic import storage_errors
+
+
+@dataclass
+class Found:
+    """What replaying a segment found.
+
+    Attributes:
+        segment: which one.
+        counts: what was counted.
+        difference: step, what and detail of the first difference, if there was one.
+        repairs: differences that disputes found to be benign, as the verdict lists them.
+        dispute: how the difference was judged, as the verdict has it; None where nobody was asked.
+    """
+
+    segment: Segment
+    counts: Counts = field(default_factory=Counts)
+    difference: tuple[int, str, str] | None = None
+    repairs: list[dict[str, Any]] = field(default_factory=list)
+    dispute: dict[str, Any] | None = None
+
+
+class Bench:
+    """One process's task and evidence, kept between segments.
+
+    Args:
+        evidence: the opened run.
+        directory: what the program is relative to; None for the working directory.
+        nonce: the auditor's, which decides what is looked at where not everything is.
+    """
+
+    def __init__(self, evidence: Evidence, directory: Path | None, nonce: str) -> None:
+        self.evidence = evidence
+        job = evidence.job
+        if not isinstance(job, Job):
+            raise UsageError(
+                f"{evidence.layout.root}: was recorded around a loop; replay it there, with auditor.replay(...)"
+            )
+        check_table(job.optable)
+        self.job = job
+        self.task = Task(job, directory or Path())
+        self._nonce = nonce
+
+    def replay(self, segment: Segment, on_step: Callable[[int], None], repairs: Repairs | None = None) -> Found:
+        """Replay one segment, taking the run's values in ``repairs``.
+
+        Raises:
+            MalformedRunError: what the run holds there is not what it commits to.
+        """
+        found = Found(segment)
+        # Bound to the segment, so that it is the same whoever replays which one, and to what the trainer can't know.
+        seed = f"vtrain-examine-v1\n{self._nonce}\n{segment.start}:{segment.last}\n{self.evidence.notes[-1]}".encode()
+        replayer = Replayer(self.evidence, self.job.policy.scalar_ulps, repairs, seed)
+        found.counts = replayer.counts
+        loop = Loop(replayer, self.job.policy, self.job.train.seed)
+        try:
+            with storage_errors(self.evidence.layout.root):
+                self._steps(loop, segment, on_step)
+        except Refuted as difference:
+            # a verdict does not depend on where the auditor keeps the run
+            detail = difference.detail.replace(f"{self.evidence.layout.root}/", "")
+            found.difference = (difference.step, difference.what, detail)
+        return found
+
+    def _steps(self, loop: Loop, segment: Segment, on_step: Callable[[int], None]) -> None:
+        loop.initialise(self.task.model, self.task.optimizer, count=segment.start < 0)
+        if segment.start < 0:
+            on_step(0)
+        else:
+            files = self.evidence.checkpoint(segment.start, _state_bound(loop.model))
+            try:
+                state.restore(files, loop.model, loop.optimizer)
+            except CheckpointError as error:  # it is what the trainer committed to, and not of the job's model
+                raise Refuted(segment.start, "state", str(error)) from error
+            loop.resume_at(segment.start)
+        for step in range(max(1, segment.start + 1), segment.last + 1):
+            self.task.run_step(loop, step)
+            on_step(step)
+
+
+def _state_bound(model: torch.nn.Module) -> int:
+    """Bytes that no file of a checkpoint of this model has: room for an optimizer of many tensors, and a header."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return 16 * sum(t.numel() * t.element_size() for t in tensors) + (64 << 20)
+
+
+class Work(NamedTuple):
+    """What a worker opens; paths are absolute, as workers may have another working directory.
+
+    Attributes:
+        run, directory: as the auditor's own; a worker on another machine must see the same files there.
+        key_pem: the trainer's public key, if known.
+        note: the last head of the run that was checked.
+        nonce: the auditor's.
+        environment: of the auditor; results of another one would be reported as its own.
+    """
+
+    run: Path
+    directory: Path | None
+    key_pem: str | None
+    note: str
+    nonce: str
+    environment: dict[str, Any]
+
+
+_kept: tuple[Work, Bench] | None = None
+
+
+def replay_in_worker(segment: Segment, work: Work) -> Found:
+    """Replay a segment of a run that this process opens itself, once.
+
+    Raises:
+        MalformedRunError: it is not the run that the auditor checked, or as ``Bench.replay``.
+        UnsupportedError: this process's arithmetic or data are not the auditor's.
+    """
+    global _kept
+    if _kept is None or _kept[0] != work:
+        _kept = None
+        _kept = (work, _open(work))
+    return _kept[1].replay(segment, lambda step: None)
+
+
+def _open(work: Work) -> Bench:
+    torch.set_num_threads(work.environment["threads"])
+    mine = environment()
+    if differ := sorted(k for k in {*mine, *work.environment} if mine.get(k) != work.environment.get(k)):
+        what = "; ".join(f"{k} is {mine.get(k)!r}, the auditor's {work.environment.get(k)!r}" for k in differ)
+        raise UnsupportedError(f"a worker is not like the auditor's machine, which the verdict names: {what}"[:2000])
+    evidence = open_run(work.run, None if work.key_pem is None else keys.load_public(work.key_pem))
+    if evidence.notes[-1] != work.note:  # the head covers the job and every leaf
+        raise MalformedRunError(f"{work.run}: changed while it was audited: another last head")
+    bench = Bench(evidence, work.directory, work.nonce)
+    check_data(bench.task)
+    return bench

@@ -1,0 +1,256 @@
+"""Which segments an audit replays, and how likely a sample meets a cheat (protocol §7). Imports no torch.
+
+A sample is drawn without replacement by a Philox permutation under the seed SHA-256("vtrain-sample-v1\\n" + nonce +
+"\\n" + note), its first 16 bytes as a little-endian integer. The trainer signed the note before the auditor told its
+nonce, so the trainer can't foresee the draw; and whoever has a verdict, which names both, can repeat it
+(``check_draw``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vtrain.errors import MalformedRunError, UsageError
+from vtrain.random import StreamKey, permutation
+
+if TYPE_CHECKING:
+    from auditor.evidence import Evidence
+
+MAX_NONCE = 4096  # characters
+# More segments than any run can have, and few enough for a draw to be repeated in seconds.
+MAX_SEGMENTS = 20_000_000
+_NUMBER = re.compile(r"(\d{1,9}|\d{0,9}\.\d{1,18})(%?)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps to replay from a checkpoint.
+
+    Attributes:
+        start: step of the checkpoint to begin from; -1 begins with the initialisation.
+        first: first step to compare.
+        last: last step to compare.
+    """
+
+    start: int
+    first: int
+    last: int
+
+    @property
+    def steps(self) -> int:
+        """How many steps it compares, the initialisation counting as one."""
+        return self.last - self.first + 1
+
+
+class Confidence(NamedTuple):
+    """How sure a sample is to be.
+
+    Attributes:
+        caught: probability wanted of drawing at least one bad segment, in (0, 1].
+        cheated: share of the segments that are bad, in (0, 1].
+    """
+
+    caught: Fraction
+    cheated: Fraction
+
+
+def segments(evidence: Evidence) -> list[Segment]:
+    """All segments of a run: the initialisation, then one between each two checkpoints."""
+    ends = evidence.checkpoints
+    return [Segment(-1, 0, 0)] + [Segment(a, a + 1, b) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def chosen(all_segments: Sequence[Segment], first: int, last: int) -> list[Segment]:
+    """The segments that cover steps ``first`` to ``last``, cut to them.
+
+    Raises:
+        UsageError: the run has no such steps.
+    """
+    end = all_segments[-1].last
+    if not 0 <= first <= last <= end:
+        raise UsageError(f"steps {first}:{last}; want 0 <= A <= B <= {end}")
+    return [
+        Segment(s.start, max(s.first, first), min(s.last, last))
+        for s in all_segments
+        if s.first <= last and s.last >= first
+    ]
+
+
+def check_nonce(nonce: str) -> None:
+    """Check that a nonce is one line of text.
+
+    Raises:
+        UsageError: it is not, or too long.
+    """
+    if len(nonce) > MAX_NONCE or not nonce.isprintable():
+        raise UsageError(f"nonce of {len(nonce)} characters; want at most {MAX_NONCE}, printable, in one line")
+
+
+def drawn(total: int, count: int, note: str, nonce: str) -> list[int]:
+    """Numbers of the ``count`` of ``total`` segments that the rule above draws, ascending, from 0.
+
+    Raises:
+        UsageError: fewer than one, or more than there are; or as ``check_nonce``.
+    """
+    if not 1 <= count <= total:
+        raise UsageError(f"sample of {count} segments; want 1 to {total}")
+    check_nonce(nonce)
+    digest = hashlib.sha256(f"vtrain-sample-v1\n{nonce}\n{note}".encode()).digest()
+    order = permutation(StreamKey(int.from_bytes(digest[:16], "little"), "audit-sample"), 0, 0, total)
+    return sorted(order[:count].tolist())
+
+
+def sample(all_segments: Sequence[Segment], count: int, note: str, nonce: str) -> list[Segment]:
+    """``count`` segments at random, from the signed head and the auditor's nonce: nobody could foresee the draw.
+
+    Raises:
+        UsageError: as ``drawn``.
+    """
+    return [all_segments[i] for i in drawn(len(all_segments), count, note, nonce)]
+
+
+def share(text: str, option: str) -> Fraction:
+    """A share or probability written as ``0.05`` or ``5%``, exactly.
+
+    Raises:
+        UsageError: it is no number in (0, 1].
+    """
+    found = _NUMBER.fullmatch(text.strip())
+    value = Fraction(0) if found is None else Fraction(found[1]) / (100 if found[2] else 1)
+    if not 0 < value <= 1:
+        raise UsageError(f"{option} {text[:40]!r}; want a number above 0 and at most 1, such as 0.05 or 5%")
+    return value
+
+
+def bad_segments(total: int, cheated: Fraction) -> int:
+    """The least whole number of segments that is a share ``cheated`` of ``total``: rounded up."""
+    return math.ceil(cheated * total)
+
+
+def caught(total: int, count: int, bad: int) -> Fraction:
+    """Probability that ``count`` of ``total`` segments, drawn without replacement, meet one of ``bad``; exact.
+
+    1 - C(total - bad, count) / C(total, count), hypergeometric; at least 1 - (1 - bad/total)^count.
+
+    Raises:
+        UsageError: there are no such numbers of segments.
+    """
+    if not (0 <= count <= total and 0 <= bad <= total):
+        raise UsageError(f"{count} drawn and {bad} bad of {total} segments; want each to be at most all of them")
+    few, many = min(count, bad), max(count, bad)  # the formula is symmetric in both; fewer terms are faster
+    return 1 - Fraction(math.comb(total - many, few), math.comb(total, few))
+
+
+def size_for_budget(all_segments: Sequence[Segment], budget: Fraction) -> int:
+    """The largest n such that any n segments have at most a share ``budget`` of all steps; at least 1.
+
+    *Any*: it is the n longest that are counted, so the bound holds whatever is drawn. The initialisation is a step.
+    """
+    longest = sorted((s.steps for s in all_segments), reverse=True)
+    left, count = budget * sum(longest), 0
+    for steps in longest:
+        left -= steps
+        if left < 0:
+            break
+        count += 1
+    return max(1, count)
+
+
+def size_for_confidence(total: int, wanted: Confidence) -> int:
+    """The smallest n that meets, with probability ``wanted.caught``, a trainer who cheated in ``wanted.cheated``.
+
+    Exact, without replacement. Such an n always exists: after ``total`` - bad + 1 draws one bad segment is among them.
+    """
+    bad = bad_segments(total, wanted.cheated)
+    low, high = 0, 1  # `low` is too few; double until `high` is enough, then halve between them
+    most = total - bad + 1
+    while high < most and caught(total, high, bad) < wanted.caught:
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if caught(total, middle, bad) < wanted.caught:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def check_draw(
+    predicate: Mapping[str, Any], *, nonce: str | None = None, evidence: Evidence | None = None
+) -> list[int]:
+    """Repeat the draw of a verdict's sample; hostile input.
+
+    1. The verdict has a draw: a nonce, the segments drawn, and how many the run has.
+    2. ``nonce``, if given, is the verdict's. A client who chose it, after the head was signed, knows that the auditor
+       did not try several until the draw suited; nothing in a verdict alone can show that.
+    3. The segments drawn are those that nonce, head and number of segments give.
+    4. With ``evidence``, the opened run: it has the verdict's head and number of segments, and the steps that the
+       verdict calls replayed are those of the segments drawn, all of them, or up to the first bad step.
+
+    What is not checked: the verdict's signature, and that what it says was found there is true.
+
+    Returns:
+        The numbers of the segments drawn, from 0, ascending.
+
+    Raises:
+        MalformedRunError: rule 1, 3 or 4 is broken.
+        UsageError: rule 2; or the steps of the verdict were chosen, so that there is no draw.
+    """
+    found, count, total, own = _draw_of(predicate)
+    if nonce is not None and own != nonce:
+        raise UsageError(f"the verdict's nonce is {own[:100]!r}; want {nonce[:100]!r}")
+    try:
+        wanted = drawn(total, count, predicate["head"], own)
+    except UsageError as error:
+        raise MalformedRunError(f"verdict: {error}") from error
+    if found != wanted:
+        raise MalformedRunError(f"verdict: segments {found[:20]} drawn; nonce and head give {wanted[:20]}")
+    if evidence is not None:
+        _same_steps(predicate, total, wanted, evidence)
+    return wanted
+
+
+def _draw_of(predicate: Mapping[str, Any]) -> tuple[list[int], int, int, str]:
+    """Segments drawn, their number, the number of all, and the nonce, each of its type."""
+    counts, draw = predicate.get("segments"), predicate.get("draw")
+    if not isinstance(counts, dict) or not isinstance(predicate.get("head"), str):
+        raise MalformedRunError("verdict: wanted the fields head and segments")
+    total, count = counts.get("all"), counts.get("sampled")
+    if type(total) is not int or type(count) is not int or not 0 <= count <= total <= MAX_SEGMENTS:
+        raise MalformedRunError(f"verdict: {str(count)[:32]} of {str(total)[:32]} segments sampled; wanted numbers")
+    if count == 0 and draw is None:
+        raise UsageError("the verdict's steps were chosen, not drawn; there is no draw to check")
+    if not isinstance(draw, dict) or draw.keys() != {"nonce", "segments"}:
+        raise MalformedRunError("verdict: wanted a draw with the fields nonce and segments")
+    nonce, found = draw["nonce"], draw["segments"]
+    if not isinstance(nonce, str) or not isinstance(found, list) or not all(type(n) is int for n in found):
+        raise MalformedRunError("verdict: the draw is a nonce and a list of numbers of segments")
+    return found, count, total, nonce
+
+
+def _same_steps(predicate: Mapping[str, Any], total: int, numbers: Sequence[int], evidence: Evidence) -> None:
+    if predicate["head"] != evidence.notes[-1]:
+        raise MalformedRunError("verdict: its head is not the run's last one")
+    everything = segments(evidence)
+    if total != len(everything):
+        raise MalformedRunError(f"verdict: {total} segments; the run has {len(everything)}")
+    bad = predicate.get("firstBadStep")
+    wanted: list[list[int]] = []
+    for s in (everything[n] for n in numbers):
+        end = s.last if bad is None else min(s.last, bad)
+        if end < s.first:
+            if s.start == bad and (not wanted or wanted[-1][1] < bad):
+                wanted.append([bad, bad])  # the checkpoint that it begins from is no state of the job's model
+            break
+        if wanted and wanted[-1][1] + 1 == s.first:
+            wanted[-1][1] = end
+        else:
+            wanted.append([s.first, end])
+    if [list(r) for r in predicate.get("replayed", ())] != wanted:
+        raise MalformedRunError(f"verdict: steps {predicate.get('replayed')!r:.200} replayed; the draw gives {wanted}")
