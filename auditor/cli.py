@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ from vtrain.store.address import Url
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from auditor.audit import Request
+    from auditor.verdict import Verdict
 
 _file = click.Path(path_type=Path)
 _key = click.option("--trainer-key", type=_file, help="The trainer's public key, if you know it.")
@@ -49,8 +53,14 @@ def _steps(text: str | None) -> tuple[int, int] | None:
 @download_option
 @click.option("--steps", help="Replay steps A:B only (0 is the initialisation).")
 @click.option("--sample", type=click.IntRange(1), help="Replay N segments drawn at random from the signed head.")
+@click.option("--budget", help="Draw as many as have at most this share of the steps, such as 5%; at least one.")
+@click.option("--confidence", help="Draw as many as catch a trainer with this probability, such as 0.99, ...")
+@click.option("--cheated", help="... who cheated in this share of the segments, such as 0.05.")
 @click.option("--nonce", default="", help="Your own random text for the draw; made where it is not given.")
-@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Worker processes.")
+@click.option("--progress", "kept", type=_file, help="Keep here what was found; a killed audit goes on from it.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Workers; 1 if not given, with --ray all there are.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each replay; the verdict says how many.")
+@click.option("--ray", default="", help="Replay on the Ray cluster at this address; 'local' starts one here.")
 @click.option("--job", type=_file, help="The client's own job file: the run must be of this job.")
 @click.option(
     "--program-dir",
@@ -63,35 +73,72 @@ def _steps(text: str | None) -> tuple[int, int] | None:
 @_json
 @profile_option
 def audit(
-    run: Path | Url, steps: str | None, sample: int | None, nonce: str, jobs: int, job: Path | None,
-    program_dir: Path | None, verdict: Path | Url | None, key: Path | None, trainer_key: Path | None, as_json: bool,
+    run: Path | Url, job: Path | None, program_dir: Path | None, verdict: Path | Url | None, key: Path | None,
+    trainer_key: Path | None, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Replay RUN, all or part of it, and give a verdict. RUN is never modified.
+
+    Segments are independent. Threads can change how many decisions depart from the auditor's own rounding, so all
+    workers use as many as this process would; with --jobs N, give --threads a Nth of the cores.
 
     \b
     Examples:
       vtrain audit runs/mine
-      vtrain audit runs/mine --profile baseline --jobs 2
+      vtrain audit runs/mine --profile baseline --jobs 2 --threads 1
       vtrain audit runs/mine --job job.toml --trainer-key trainer.key.pub --verdict verdict.json --key me.key
       vtrain audit s3://bucket/mine --sample 3 --nonce "$(openssl rand -hex 16)"
+      vtrain audit runs/mine --confidence 0.99 --cheated 0.05 --progress audit.jsonl
     """
-    if steps is not None and sample is not None:
-        raise UsageError("--steps and --sample exclude each other")
     if (verdict is None) != (key is None):
         raise UsageError("--verdict and --key go together: a verdict file is a signed statement")
+    request = _request(how)
     from auditor.audit import Request
-    from auditor.audit import audit as replay
     from vtrain.commit import keys
     from vtrain.job import load
 
     signer = None if key is None else keys.load_private(key)
     folder = program_dir or (job.resolve().parent if job is not None else None)
-    _outside(run, verdict)
-    wanted, expected, span = None if job is None else load(job), _public(trainer_key), _steps(steps)
-    request = Request(fetched(run), folder, wanted, expected, span, sample or 0, nonce, jobs)
-    done = 0
+    for written in (verdict, how["kept"]):
+        _outside(run, written)
+    wanted, expected = None if job is None else load(job), _public(trainer_key)
+    found = _replayed(Request(fetched(run), folder, wanted, expected, **request))
+    if verdict is not None and signer is not None:
+        found.sign(verdict, signer)
+    print_json(found.to_json()) if as_json else click.echo(printable(str(found), 100_000))
+    sys.exit(found.exit_code)
+
+
+def _request(how: dict[str, Any]) -> dict[str, Any]:
+    """The options that say what to replay and who does, as ``Request`` takes them."""
+    from auditor.sample import Confidence, share
+
+    ways = [name for name in ("steps", "sample", "budget", "confidence") if how[name] is not None]
+    if len(ways) > 1:
+        raise UsageError(f"--{' and --'.join(ways)} exclude each other")
+    if (how["confidence"] is None) != (how["cheated"] is None):
+        raise UsageError("--confidence and --cheated go together: how sure, against whom")
+    sure = None
+    if how["confidence"] is not None:
+        sure = Confidence(share(how["confidence"], "--confidence"), share(how["cheated"], "--cheated"))
+    return {
+        "steps": _steps(how["steps"]),
+        "sampled": how["sample"] or 0,
+        "budget": None if how["budget"] is None else share(how["budget"], "--budget"),
+        "confidence": sure,
+        "nonce": how["nonce"],
+        "jobs": how["jobs"] or (0 if how["ray"] else 1),
+        "threads": how["threads"] or 0,
+        "ray": how["ray"],
+        "progress": how["kept"],
+    }
+
+
+def _replayed(request: Request) -> Verdict:
+    """The audit, with a bar."""
+    from auditor.audit import audit as replay
+
+    done = planned = 0
     with progress("auditing", None) as update:
-        planned = 0
 
         def on_step(step: int) -> None:
             nonlocal done
@@ -102,11 +149,7 @@ def audit(
             nonlocal planned
             planned = count
 
-        found = replay(request, on_step, on_plan)
-    if verdict is not None and signer is not None:
-        found.sign(verdict, signer)
-    print_json(found.to_json()) if as_json else click.echo(printable(str(found), 100_000))
-    sys.exit(found.exit_code)
+        return replay(request, on_step, on_plan)
 
 
 def _outside(run: Path | Url, verdict: Path | Url | None) -> None:
@@ -120,23 +163,38 @@ def _outside(run: Path | Url, verdict: Path | Url | None) -> None:
 @click.argument("run", type=RunPath())
 @download_option
 @click.option("--head", type=_file, help="A signed head of this run that was seen elsewhere.")
+@click.option("--verdict", type=_file, help="Check this verdict of an auditor, and repeat the draw of its sample, ...")
+@click.option("--auditor-key", type=_file, help="... signed with this public key ...")
+@click.option("--nonce", help="... and drawn with the nonce that you gave to the auditor.")
 @_key
 @_json
-def verify(run: Path | Url, head: Path | None, trainer_key: Path | None, as_json: bool) -> None:
+def verify(
+    run: Path | Url, head: Path | None, verdict: Path | None, auditor_key: Path | None, nonce: str | None,
+    trainer_key: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Check everything about RUN that can be checked without repeating it: formats, signatures, proofs, digests.
 
-    Needs neither torch nor a GPU. With --head, also that the trainer told others the same history.
+    Needs neither torch nor a GPU. With --head, also that the trainer told others the same history. With --verdict, also
+    that an auditor's verdict is about RUN, and that its segments were drawn as it says.
 
     \b
     Examples:
       vtrain verify runs/mine --trainer-key trainer.key.pub
       vtrain verify runs/mine --trainer-key trainer.key.pub --head head-from-a-witness.txt
+      vtrain verify runs/mine --verdict verdict.json --auditor-key auditor.key.pub
     """
+    if (verdict is None) != (auditor_key is None) or (verdict is None and nonce is not None):
+        raise UsageError("--verdict and --auditor-key go together, and --nonce only with them")
     from auditor.verify import verify as check
 
-    path = fetched(run)
+    path, judged = fetched(run), None
+    if verdict is not None and auditor_key is not None:
+        from auditor.verdict_check import check_verdict
+        from vtrain.commit import keys
+
+        judged = partial(check_verdict, verdict, keys.load_public(auditor_key), nonce=nonce)
     with progress("verifying", None) as update:
-        checks = check(path, _public(trainer_key), lambda step, last: update(step, f"of {last}"), head)
+        checks = check(path, _public(trainer_key), lambda step, last: update(step, f"of {last}"), head, judged)
     if as_json:
         print_json({"result": "well-formed", "checks": {c.name: c.found for c in checks}})
         return

@@ -7,6 +7,7 @@
 9. Every checkpoint has the state digest that its leaf commits to; there are no others.
 
 10. A head that the auditor saw elsewhere, if there is one, is a head of this run's leaves.
+11. An auditor's verdict, if there is one, is about this run, and its sample is what its nonce and the head give.
 
 What is not checked: that the steps were computed as the job says. That is what ``vtrain audit`` does.
 """
@@ -41,7 +42,11 @@ class Check:
 
 
 def verify(
-    path: Path, key: Ed25519PublicKey | None, on_step: Callable[[int, int], None], seen: Path | None = None
+    path: Path,
+    key: Ed25519PublicKey | None,
+    on_step: Callable[[int, int], None],
+    seen: Path | None = None,
+    verdict: Callable[[Evidence], str] | None = None,
 ) -> list[Check]:
     """Check a run; hostile input, never modified.
 
@@ -50,6 +55,7 @@ def verify(
         key: the trainer's public key, if known.
         on_step: hears (step, last step) as logs are checked.
         seen: file of a signed head seen elsewhere, hostile like the run.
+        verdict: checks somebody's verdict against the opened run, and says what it found.
 
     Returns:
         The checks that held, in order.
@@ -75,6 +81,8 @@ def verify(
     checks.append(Check("programs", f"{_programs(evidence)} sequences of sites"))
     checks.append(Check("log", f"{_logs(evidence, on_step):,} decisions"))
     checks.append(Check("checkpoints", f"{_checkpoints(evidence)} states"))
+    if verdict is not None:
+        checks.append(Check("verdict", verdict(evidence)))
     return checks
 
 
