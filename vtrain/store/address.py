@@ -63,10 +63,10 @@ def _check(url: Url, rest: str) -> None:
     wanted = f"expected {url.scheme}://bucket/name"
     path = rest.partition("/")[2]
     if odd := (set(rest) & set("?#\\*[]")) or (set(path) & {"@"}) or {c for c in rest if not c.isprintable()}:
-        raise UsageError(f"{url!s:.200}: {min(odd)!r} in an address; {wanted}")
+        raise UsageError(f"{str(url)[:200]!r}: {min(odd)!r} in an address; {wanted}")
     parts = rest.removeprefix("/").split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise UsageError(f"{url}: an empty part, '.' or '..' in an address; {wanted}")
+        raise UsageError(f"{str(url)[:200]!r}: an empty part, '.' or '..' in an address; {wanted}")
 
 
 def _protocols() -> list[str]:

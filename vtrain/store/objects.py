@@ -115,9 +115,7 @@ class Store:
         prefix = f"{self._root}/"
         if not isinstance(name, str) or not name.startswith(prefix):
             raise PathError(f"{self.url}: lists {str(name)[:200]!r}, which is not below it")
-        return (
-            name[len(prefix) :].rstrip("/") if name.endswith("/") and len(name) > len(prefix) else name[len(prefix) :]
-        )
+        return name[len(prefix) :]
 
     def _found(self, name: str, size: Any, info: dict[str, Any]) -> Found:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
