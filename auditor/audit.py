@@ -27,6 +27,7 @@ from auditor.sample import (
     check_nonce,
     chosen,
     drawn,
+    extend,
     sample,
     segments,
     size_for_budget,
@@ -287,15 +288,8 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
         verdict.repairs += found.repairs
         verdict.dispute = verdict.dispute or found.dispute
         end = found.segment.last if found.difference is None else found.difference[0]
-        _extend(verdict.replayed, (min(found.segment.first, end), end))  # it may differ on the way there
+        extend(verdict.replayed, (min(found.segment.first, end), end))  # it may differ on the way there
     verdict.count(total)
-
-
-def _extend(ranges: list[tuple[int, int]], new: tuple[int, int]) -> None:
-    if ranges and ranges[-1][1] + 1 >= new[0]:  # it may begin with the checkpoint that the last one ended with
-        ranges[-1] = (ranges[-1][0], max(ranges[-1][1], new[1]))
-    else:
-        ranges.append(new)
 
 
 def _same_job(mine: Job, evidence: Evidence, verdict: Verdict) -> bool:

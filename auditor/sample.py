@@ -82,6 +82,14 @@ def chosen(all_segments: Sequence[Segment], first: int, last: int) -> list[Segme
     ]
 
 
+def extend(ranges: list[tuple[int, int]], new: tuple[int, int]) -> None:
+    """Add a range of steps after the others; one with the last where they touch, or begin with its last step."""
+    if ranges and ranges[-1][1] + 1 >= new[0]:
+        ranges[-1] = (ranges[-1][0], max(ranges[-1][1], new[1]))
+    else:
+        ranges.append(new)
+
+
 def check_nonce(nonce: str) -> None:
     """Check that a nonce is one line of text.
 
@@ -241,16 +249,13 @@ def _same_steps(predicate: Mapping[str, Any], total: int, numbers: Sequence[int]
     if total != len(everything):
         raise MalformedRunError(f"verdict: {total} segments; the run has {len(everything)}")
     bad = predicate.get("firstBadStep")
-    wanted: list[list[int]] = []
+    wanted: list[tuple[int, int]] = []
     for s in (everything[n] for n in numbers):
         end = s.last if bad is None else min(s.last, bad)
         if end < s.first:
-            if s.start == bad and (not wanted or wanted[-1][1] < bad):
-                wanted.append([bad, bad])  # the checkpoint that it begins from is no state of the job's model
+            if s.start == bad:  # the checkpoint that it begins from is no state of the job's model
+                extend(wanted, (bad, bad))
             break
-        if wanted and wanted[-1][1] + 1 == s.first:
-            wanted[-1][1] = end
-        else:
-            wanted.append([s.first, end])
-    if [list(r) for r in predicate.get("replayed", ())] != wanted:
+        extend(wanted, (s.first, end))
+    if [tuple(r) for r in predicate.get("replayed", ())] != wanted:
         raise MalformedRunError(f"verdict: steps {predicate.get('replayed')!r:.200} replayed; the draw gives {wanted}")
