@@ -96,6 +96,7 @@ class Challenger:
         self._evidence = evidence = run or rerun.evidence
         self._note = hashlib.sha256(evidence.notes[-1].encode()).hexdigest()
         self.talk = Conversation(evidence.digest.hex(), self._note, responder or evidence.key)
+        self._agreed: dict[int, int] = {}  # a step, and how many of its events both sides have alike
         self._session = os.urandom(32).hex()
         self.ask("open", job=self.talk.job, note=self._note, key=keys.public_text(key))
 
@@ -151,7 +152,7 @@ class Challenger:
     # ---- the first operation --------------------------------------------------------------------------------------
     def first_event(self, step: int) -> tuple[Trace, int] | None:
         """My trace of a step, and the number of the first event that differs; None if none does."""
-        mine = self._rerun.trace(step)
+        mine = self._rerun.trace(step, self._agreed.get(step, 0))
         own = Commitment(self.talk.job, step, len(mine), mine.tree.root().hex(), self._note, self._repairs())
         self.ask("trace", step=step, commitment=own.sign(self._key))
         theirs = self.talk.traces[step]
@@ -160,6 +161,7 @@ class Challenger:
             return bool(self.ask("prefix", step=step, size=size)["root"] == mine.tree.root(size).hex())
 
         equal = common_prefix(len(mine), theirs.size, same)
+        self._agreed = {step: equal}
         return None if equal == len(mine) == theirs.size else (mine, equal)
 
     def _repairs(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,18 +18,10 @@ from vtrain.commit.trace import Event, Trace
 from vtrain.engine import state
 from vtrain.engine.loop import Loop
 from vtrain.engine.task import Task
-from vtrain.errors import CheckpointError, ProofError, Refuted, UsageError
+from vtrain.errors import CheckpointError, ProofError, Refuted, UsageError, VtrainError
 from vtrain.job import Job
 
 Snapshot = dict[str, dict[str, torch.Tensor]]
-
-
-class _Collect:
-    def __init__(self) -> None:
-        self.trace = Trace()
-
-    def event(self, event: Event, inputs: Tensors, outputs: Tensors) -> None:
-        self.trace.append(event.encode())
 
 
 @dataclass
@@ -45,17 +38,41 @@ class Captured:
     outputs: dict[str, Blocks] = field(default_factory=dict)
 
 
-class _Capture:
-    def __init__(self, number: int) -> None:
-        self._left = number
+class _Enough(VtrainError):
+    """The event that was wanted is there; the rest of the step need not be done."""
+
+
+class _Tape:
+    """Collects events from number ``first`` on; with ``capture`` only that one, with its tensors.
+
+    Args:
+        known: kinds of the events of an earlier replay of the step, alike up to ``first``; empty if ``first`` is 0.
+    """
+
+    def __init__(self, first: int = 0, known: Sequence[str] = (), capture: bool = False) -> None:
+        self._first, self._known, self._capture = first, known, capture
+        self._count = 0
+        self.events: list[bytes] = []
+        self.kinds: list[str] = []
         self.found: Captured | None = None
 
+    def wants(self, ahead: bool = False) -> bool:
+        if ahead:  # its own event is the next one of its kind
+            return self._count >= self._first or "op" not in self._known[self._count : self._first]
+        if self._count >= self._first:
+            return True
+        self._count += 1
+        return False
+
     def event(self, event: Event, inputs: Tensors, outputs: Tensors) -> None:
-        if self._left == 0:
+        self._count += 1
+        if self._capture:
             # clones: the tensors' memory goes on being used
             held = [{n: blocks_of_tensor(t.clone()) for n, t in part.items()} for part in (inputs, outputs)]
             self.found = Captured(event, *held)
-        self._left -= 1
+            raise _Enough
+        self.kinds.append(event.kind)
+        self.events.append(event.encode())
 
 
 class Rerun:
@@ -84,7 +101,8 @@ class Rerun:
         self.task = Task(job, directory)
         self.repairs: Repairs = {} if repairs is None else repairs
         self._make_tracer = make_tracer
-        self._kept: tuple[int, Snapshot] | None = None
+        self._kept: tuple[int, Snapshot] | None = None  # a step and the state after it
+        self._last: tuple[int, Trace, list[str]] | None = None  # a step, its trace, and the kinds of its events
 
     def states(self, first: int, last: int) -> list[str]:
         """State digests after steps ``first`` to ``last``."""
@@ -97,11 +115,19 @@ class Rerun:
         self._run(first, last, None, after)
         return found
 
-    def trace(self, step: int) -> Trace:
-        """The trace of a step."""
-        collect = _Collect()
-        self._run(step, step, collect)
-        return collect.trace
+    def trace(self, step: int, keep: int = 0) -> Trace:
+        """The trace of a step.
+
+        Args:
+            keep: how many of its events are as in the last trace of this step, a repair having come after them.
+        """
+        if self._last is None or self._last[0] != step:
+            keep = 0
+        old, kinds = (self._last[1].events[:keep], self._last[2][:keep]) if self._last and keep else ([], [])
+        tape = _Tape(keep, kinds)
+        self._run(step, step, tape)
+        self._last = (step, Trace([*old, *tape.events]), [*kinds, *tape.kinds])
+        return self._last[1]
 
     def capture(self, step: int, number: int) -> Captured:
         """The tensors of event ``number`` of a step.
@@ -109,11 +135,15 @@ class Rerun:
         Raises:
             ProofError: the step has no such event.
         """
-        capture = _Capture(number)
-        self._run(step, step, capture)
-        if capture.found is None:
+        if self._last is None or self._last[0] != step:
+            self.trace(step)
+        assert self._last is not None
+        tape = _Tape(number, self._last[2], capture=True)
+        with contextlib.suppress(_Enough):
+            self._run(step, step, tape)
+        if tape.found is None:
             raise ProofError(f"step {step} has no event {number}")
-        return capture.found
+        return tape.found
 
     def columns(self, step: int, seq: int) -> dict[str, bytes] | None:
         """The run's decisions at a site."""

@@ -25,8 +25,16 @@ Tensors = Mapping[str, torch.Tensor]
 class Sink(Protocol):
     """What becomes of a trace's events."""
 
+    def wants(self, ahead: bool = False) -> bool:
+        """Whether the next event is wanted; one that is not is only counted, which spares its digests.
+
+        Args:
+            ahead: asks, before an operation runs, about the operation's own event, which follows those inside it.
+        """
+        ...
+
     def event(self, event: Event, inputs: Tensors, outputs: Tensors) -> None:
-        """The next event, with the tensors that its digests are of; they change once this returns."""
+        """The next event, with the tensors that its digests are of; outputs change once this returns."""
         ...
 
 
@@ -56,7 +64,7 @@ class Tracer(Replayer):
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
         """Open the step's log; the first event."""
         self._open(step)
-        if self.sink is not None:
+        if self.sink is not None and self.sink.wants():
             before = {"state": self._state()} if step else {}
             self.sink.event(Event("begin", f"step {step}", outputs={**before, **_prefixed("batch", batch)}), {}, {})
 
@@ -70,7 +78,7 @@ class Tracer(Replayer):
 
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """The last event."""
-        if self.sink is not None:
+        if self.sink is not None and self.sink.wants():
             after = {"state": state.digest(files()).text, "sites": done.sites}
             outputs = {**after, **_prefixed("metric", done.metrics)}
             self.sink.event(Event("end", f"step {done.step}", outputs=outputs), {}, {})
@@ -93,13 +101,13 @@ class Tracer(Replayer):
         if found is not None and found.fault:
             out = Decisions.empty().settle(site, y, scale)[0]
         out = self._repaired(site, out)
-        if self.sink is not None:
+        if self.sink is not None and self.sink.wants():
             self._site(site, out, log)
         return out
 
     def canonical(self, site: Site) -> None:
         """An event without tensors: the operation around it has them."""
-        if self.sink is not None:
+        if self.sink is not None and self.sink.wants():
             self.sink.event(Event("site", str(site), {"seq": site.seq, "signed": site.signed}), {}, {})
 
     def _site(self, site: Site, out: torch.Tensor, log: Mapping[str, bytes] | None) -> None:
@@ -116,14 +124,16 @@ class Tracer(Replayer):
             return run(args, kwargs)
         given: dict[str, torch.Tensor] = {}
         plain = {"args": _plain(args, given, ""), "kwargs": _plain(kwargs, given, "")}
-        inputs = {n: blocks_of_tensor(t).digest for n, t in given.items()}
+        wanted = self.sink.wants(ahead=True)
+        inputs = {n: blocks_of_tensor(t).digest for n, t in given.items()} if wanted else {}
         out = run(args, kwargs)
         if ".empty" in name or ".new_empty" in name:
             out.zero_()  # memory that was never written would differ from one replay to the next
-        results: dict[str, torch.Tensor] = {}
-        _plain(out, results, "")
-        event = Event("op", name, plain, inputs, {n: blocks_of_tensor(t).digest for n, t in results.items()})
-        self.sink.event(event, given, results)
+        if self.sink.wants():
+            results: dict[str, torch.Tensor] = {}
+            _plain(out, results, "")
+            event = Event("op", name, plain, inputs, {n: blocks_of_tensor(t).digest for n, t in results.items()})
+            self.sink.event(event, given, results)
         return out
 
     def _emit(

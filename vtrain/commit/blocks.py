@@ -89,20 +89,16 @@ class Blocks:
     """
 
     def __init__(self, tensor: TensorBytes) -> None:
-        self._tensor = tensor
         self.header = Header(tensor.dtype, tuple(tensor.shape))
-        view = tensor.view
-        self.hashes = [
-            leaf_hash(canonical_bytes(tensor.dtype, view[i : i + BLOCK_BYTES]))
-            for i in range(0, view.nbytes, BLOCK_BYTES)
-        ]
+        self._view = canonical_bytes(tensor.dtype, tensor.view) if tensor.view.nbytes else tensor.view
+        self.hashes = [leaf_hash(self._view[i : i + BLOCK_BYTES]) for i in range(0, self._view.nbytes, BLOCK_BYTES)]
         self._tree = Tree(self.hashes)
         self.digest = self.header.digest(self._tree.root() if self.hashes else EMPTY_ROOT)
 
     def block(self, index: int) -> bytes:
         """Bytes of a block, NaNs canonical."""
         at = index * BLOCK_BYTES
-        return bytes(canonical_bytes(self._tensor.dtype, self._tensor.view[at : at + BLOCK_BYTES]))
+        return bytes(self._view[at : at + BLOCK_BYTES])
 
     def show(self, indices: Sequence[int]) -> Shown:
         """Some blocks with their proof; ascending indices.
