@@ -23,7 +23,8 @@ from vtrain.errors import UsageError
 from vtrain.store.address import Url
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from auditor.dispute.disputing import Party
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from auditor.audit import Request
     from auditor.verdict import Verdict
@@ -61,6 +62,8 @@ def _steps(text: str | None) -> tuple[int, int] | None:
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Workers; 1 if not given, with --ray all there are.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each replay; the verdict says how many.")
 @click.option("--ray", default="", help="Replay on the Ray cluster at this address; 'local' starts one here.")
+@click.option("--dispute", metavar="HOST:PORT", help="Dispute differences with the trainer that listens there.")
+@click.option("--records", type=_file, help="With --dispute: keep the referee's records and the transcript here.")
 @click.option("--job", type=_file, help="The client's own job file: the run must be of this job.")
 @click.option(
     "--program-dir",
@@ -88,6 +91,7 @@ def audit(
       vtrain audit runs/mine --job job.toml --trainer-key trainer.key.pub --verdict verdict.json --key me.key
       vtrain audit s3://bucket/mine --sample 3 --nonce "$(openssl rand -hex 16)"
       vtrain audit runs/mine --confidence 0.99 --cheated 0.05 --progress audit.jsonl
+      vtrain audit runs/mine --dispute trainer.example:7000 --records disputed
     """
     if (verdict is None) != (key is None):
         raise UsageError("--verdict and --key go together: a verdict file is a signed statement")
@@ -98,8 +102,9 @@ def audit(
 
     signer = None if key is None else keys.load_private(key)
     folder = program_dir or (job.resolve().parent if job is not None else None)
-    for written in (verdict, how["kept"]):
+    for written in (verdict, how["kept"], how["records"]):
         _outside(run, written)
+    request["party"] = _party(how, signer)
     wanted, expected = None if job is None else load(job), _public(trainer_key)
     found = _replayed(Request(fetched(run), folder, wanted, expected, **request))
     if verdict is not None and signer is not None:
@@ -131,6 +136,27 @@ def _request(how: dict[str, Any]) -> dict[str, Any]:
         "ray": how["ray"],
         "progress": how["kept"],
     }
+
+
+def _party(how: dict[str, Any], signer: Ed25519PrivateKey | None) -> Party | None:
+    """The trainer that ``--dispute`` names."""
+    if how["dispute"] is None:
+        if how["records"] is not None:
+            raise UsageError("--records goes with --dispute: only disputes make records")
+        return None
+    if how["kept"] is not None:
+        raise UsageError("--dispute and --progress exclude each other: an open dispute can't be kept")
+    from auditor.dispute.channel import connect, parse_address
+    from auditor.dispute.disputing import Party
+
+    address = parse_address(how["dispute"])
+
+    def channel() -> tuple[Any, Any]:
+        ask, line = connect(address)
+        return ask, line.close
+
+    signed = {} if signer is None else {"key": signer}
+    return Party(channel, records=how["records"], **signed)
 
 
 def _replayed(request: Request) -> Verdict:
