@@ -21,6 +21,7 @@ _MOST_DOTS = 60  # up to so many points, each has a dot
 _LOW, _HIGH = 4.0, 96.0  # percent of the height that values take
 _MOST_RANGES = 400
 _MOST_MARKS = 200
+_WIDEST_LABEL = 11  # characters; report.css leaves room for them
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _ticks(low: float, high: float) -> list[float]:
         return [low]
     rough = high / 5 - low / 5
     unit = 10.0 ** math.floor(math.log10(rough)) if rough > 1e-300 else 0.0
-    steps = [unit * k for k in (1, 2, 5, 10) if unit * k >= rough]
+    steps = [unit * k for k in (1, 2, 5, 10) if unit and unit * k >= rough]
     if not steps or not math.isfinite(steps[0]):
         return [low, high]
     first, most = math.ceil(low / steps[0]), math.floor(high / steps[0])
@@ -179,19 +180,20 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _labels(values: list[float]) -> list[str]:
-    """As few digits as tell the values apart."""
+    """As many digits as there is room for and as tell the values apart; nothing where a label would say the same."""
     made: list[str] = []
     for digits in (3, 4, 6, 8):
-        made = [f"{value + 0.0:.{digits}g}" for value in values]
-        if len(set(made)) == len(made) and all(float(m) == v for m, v in zip(made, values, strict=True)):
+        finer = [f"{value + 0.0:.{digits}g}" for value in values]
+        if made and max(map(len, finer)) > _WIDEST_LABEL:
             break
-    return made
+        made = finer
+    return [label if label not in made[:i] else "" for i, label in enumerate(made)]
 
 
 def _steps_axis(last: int, cell: bool = False) -> Markup:
-    every = max(1, 10 ** max(0, len(str(last)) - 1))
-    every = next((every // k for k in (10, 5, 4, 2) if every % k == 0 and 3 <= last * k // every <= 5), every)
-    ticks = [s for s in range(0, last + 1, every) if s + every * 0.6 <= last or s == 0] + ([last] if last else [])
+    unit = 10 ** max(0, len(str(last)) - 2)
+    every = next(unit * k for k in (1, 2, 5, 10, 20, 50) if last <= 6 * unit * k)
+    ticks = [s for s in range(0, last, every) if s == 0 or last - s > 0.6 * every] + ([last] if last else [0])
     made = []
     for step in ticks:
         side = "" if cell or last == 0 else " start" if step == 0 else " end" if step == last else ""

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import click
 
-from vtrain.console import progress
+from vtrain.console import RunPath, download_option, fetched, progress
 from vtrain.errors import UsageError
+from vtrain.store.address import Url
 
 _file = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("run", type=_file)
+@click.argument("run", type=RunPath())
+@download_option
 @click.option("--verdict", type=_file, help="A signed verdict on this run, as `vtrain audit --verdict` writes it.")
 @click.option("--out", type=_file, default=Path("report.html"), show_default=True, help="Write the page here.")
 @click.option("--trainer-key", type=_file, help="The trainer's public key, if you know it.")
 @click.option("--auditor-key", type=_file, help="The public key that must have signed the verdict.")
-def report(run: Path, verdict: Path | None, out: Path, trainer_key: Path | None, auditor_key: Path | None) -> None:
+def report(
+    run: Path | Url, verdict: Path | None, out: Path, trainer_key: Path | None, auditor_key: Path | None
+) -> None:
     """Check RUN as `vtrain verify` does, and write one offline HTML page about it. Needs no torch.
 
     \b
@@ -28,14 +32,16 @@ def report(run: Path, verdict: Path | None, out: Path, trainer_key: Path | None,
     """
     if auditor_key is not None and verdict is None:
         raise UsageError("--auditor-key says who signed the --verdict; there is none")
-    if run.resolve() in out.resolve().parents:
-        raise UsageError(f"{out}: is inside the run, which is never modified")
     from auditor.report import make_report
     from vtrain.commit import keys
     from vtrain.store.atomic import write_bytes
+    from vtrain.store.objects import inside
+
+    if inside(out, run):
+        raise UsageError(f"{out}: is inside the run, which is never modified")
 
     theirs, auditors = (None if k is None else keys.load_public(k) for k in (trainer_key, auditor_key))
     with progress("reading", None) as update:
-        page = make_report(run, verdict, theirs, auditors, lambda step, last: update(step, f"of {last}"))
+        page = make_report(fetched(run), verdict, theirs, auditors, lambda step, last: update(step, f"of {last}"))
     write_bytes(out, page.encode())
     click.echo(f"wrote {out}")

@@ -83,8 +83,6 @@ def warnings(evidence: Evidence, verdict: VerdictFile | None) -> list[str]:
         )
     if said.repairs:
         found.append(f"The audit went on with the trainer's value after {len(said.repairs):,} differences (repairs).")
-    if verdict.unknown:
-        found.append(f"The verdict has fields that this release does not know: {', '.join(verdict.unknown[:20])}")
     return found
 
 
@@ -98,6 +96,8 @@ def not_checked(evidence: Evidence, verdict: VerdictFile | None) -> list[str]:
         return ["whether any step was computed as the job says: that is what an audit replays", *found]
     if rest := _missing(verdict.found.replayed, evidence.last_step):
         found.insert(0, f"steps that were not replayed: {ranges(rest)}")
+    if verdict.found.segments.sampled:
+        found.append("that the segments were drawn as the auditor's nonce and the signed head decide")
     if not verdict.authenticated:
         found.insert(0, "who wrote the verdict, and so whether an audit took place at all")
     return found

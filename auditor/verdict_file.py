@@ -108,6 +108,12 @@ class Dispute(_Known):
     record: Sha256
 
 
+class Draw(_Known):
+    """What decided which segments a random sample has, beside the signed head."""
+
+    nonce: Text
+
+
 class Predicate(_Known):
     """A verdict's predicate, as ``Verdict.predicate`` writes it."""
 
@@ -132,6 +138,8 @@ class Predicate(_Known):
     notes: list[Text] = Field(max_length=_MOST_ITEMS)
     notClaimed: list[Text] = Field(max_length=1000)
     freedom: FreedomOf | None = None
+    detectionExact: dict[Text, Text] | None = Field(None, max_length=100)
+    draw: Draw | None = None
     repairs: list[Repair] | None = Field(None, max_length=_MOST_ITEMS)
     dispute: Dispute | None = None
 
