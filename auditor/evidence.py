@@ -347,6 +347,7 @@ def _transcript(
         if head.size != len(leaves):
             raise TranscriptError(f"head of size {head.size} after {len(leaves)} leaves")
         if found and head.size == found[-1].size:
+            heads.check_consistent([found[-1], head], merkle.Tree(hashes))
             raise TranscriptError(f"head of size {head.size}: is there twice")
         found.append(head)
         notes.append(value["note"])

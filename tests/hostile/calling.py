@@ -25,7 +25,7 @@ def refused(
     """Each command raises exactly this error, soon, and touches nothing."""
     for command in commands:
         before = tree_bytes(run)
-        with pytest.raises(VtrainError, match=text) as caught, confined(run.parent / "nothing", DEADLINE):
+        with pytest.raises(VtrainError, match=text or None) as caught, confined(run.parent / "nothing", DEADLINE):
             vtrain.cli.group.main([command, str(run)], standalone_mode=False)
         assert type(caught.value) is error, f"{command}: {caught.value!r}"
         assert caught.value.exit_code == code
