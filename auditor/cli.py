@@ -23,10 +23,10 @@ from vtrain.errors import UsageError
 from vtrain.store.address import Url
 
 if TYPE_CHECKING:
-    from auditor.dispute.disputing import Party
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from auditor.audit import Request
+    from auditor.dispute.disputing import Party
     from auditor.verdict import Verdict
 
 _file = click.Path(path_type=Path)
