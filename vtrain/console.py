@@ -38,6 +38,12 @@ class RunPath(click.ParamType):
         """See ``vtrain.store.address.place``."""
         return place(value) if isinstance(value, str) else value
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Local paths; a store is not asked."""
+        return click.Path().shell_complete(ctx, param, incomplete)
+
 
 _DOWNLOAD = "vtrain.max_download"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -145,4 +146,5 @@ def _send(handler: BaseHTTPRequestHandler, status: int, data: bytes, headers: di
     for name, value in headers.items():
         handler.send_header(name, value)
     handler.end_headers()
-    handler.wfile.write(data)
+    with contextlib.suppress(ConnectionError):  # who has heard enough hangs up
+        handler.wfile.write(data)

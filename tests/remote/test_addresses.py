@@ -157,3 +157,16 @@ def test_fsspec_is_imported_for_urls_only() -> None:
     done = subprocess.run([sys.executable, "-c", f"{code}; print('fsspec' in sys.modules, 'torch' in sys.modules)"],
                           capture_output=True, text=True)  # fmt: skip
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_large_objects_go_and_come_in_parts(s3: S3Process, tmp_path: Path) -> None:
+    """More than one part of an upload, and of a download."""
+    store = open_store(url_of(f"{s3.bucket()}/run"))
+    data = bytes(range(256)) * (45 << 12)
+    (tmp_path / "large").write_bytes(data)
+    store.upload(tmp_path / "large", "checkpoints/000002/model.safetensors")
+    (found,) = store.walk(10)
+    assert found.size == len(data)
+    parts = list(store.chunks(found))
+    assert max(map(len, parts)) <= 1 << 20
+    assert b"".join(parts) == data

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,3 +246,29 @@ def test_a_run_that_was_fetched_is_plain_files(hostile: Start) -> None:
     with local_copy(url_of(RUN)) as path:
         assert not any(p.is_symlink() or (p.is_file() and p.stat().st_nlink != 1) for p in path.rglob("*"))
         assert {n for n in tree_bytes(path) if ".tmp-" in n} == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_a_server_stalls(hostile: Start, surroundings: Path, number: signal.Signals) -> None:
+    """The command ends, and what was fetched is removed."""
+    go_on = threading.Event()
+    server = hostile(files=files(), on_get=lambda key: go_on.wait(60) if key == BIG else None)
+    command = [sys.executable, "-m", "vtrain", "verify", RUN]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "AWS_ENDPOINT_URL": server.endpoint}
+    )
+    try:
+        until = time.monotonic() + 60
+        while not any(surroundings.rglob("meta.json")):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(number)
+        started = time.monotonic()
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        go_on.set()
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, errors
+    assert left(surroundings) == []
+    assert time.monotonic() - started < 40

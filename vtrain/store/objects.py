@@ -9,8 +9,11 @@ their reads are as large as their library makes them. No library bounds a single
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Coroutine, Generator, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +32,7 @@ _TAGS = ("ETag", "etag", "md5", "generation", "mtime", "LastModified", "last_mod
 _CODE = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 _MAX_DEPTH = 6
 _PART = 16 << 20
+_POLL = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,16 @@ class Store:
         url: the address.
         fs: the fsspec file system.
         root: the address within it.
+
+    Attributes:
+        stop: when set, reads in other threads end with an error; at once on S3, elsewhere when the library lets them.
     """
 
     def __init__(self, url: Url, fs: Any, root: str) -> None:
         self.url = url
         self._fs = fs
         self._root = root
+        self.stop = threading.Event()
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -238,16 +246,23 @@ class S3Store(Store):
             raise
 
     def _parts(self, name: str, **wanted: str) -> Generator[bytes]:
-        from fsspec.asyn import sync
-
         bucket, key, _ = self._fs.split_path(self._path(name))
         with self.errors(name):
-            body = self._fs.call_s3("get_object", Bucket=bucket, Key=key, **wanted)["Body"]
+            body = self._wait(self._fs._call_s3("get_object", Bucket=bucket, Key=key, **wanted))["Body"]
             try:
-                while data := sync(self._fs.loop, body.read, CHUNK):
+                while data := self._wait(body.read(CHUNK)):
                     yield data
             finally:
                 self._fs.loop.call_soon_threadsafe(body.close)
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """The coroutine's result; a server that stalls doesn't keep an interrupted command from its end."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._fs.loop)
+        while not wait([future], _POLL).done:
+            if self.stop.is_set():
+                future.cancel()
+                raise StorageError(f"{self.url}: reading was stopped")
+        return future.result()
 
     def write(self, name: str, data: bytes, *, create: bool = False) -> None:
         """See :meth:`Store.write`; S3 itself sees to ``create``."""

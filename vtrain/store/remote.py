@@ -16,14 +16,13 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from vtrain.commit.keys import MAX_KEY_FILE_BYTES
-from vtrain.errors import PathError, StorageError, UsageError
+from vtrain.errors import PathError, StorageError
 from vtrain.store.address import Url
 from vtrain.store.atomic import TEMPORARY, storage_errors, temporary
 from vtrain.store.checkpoint import MAX_FILE_BYTES, MAX_META_BYTES
@@ -161,19 +160,19 @@ def _passed_over(found: Found) -> bool:
 
 
 def _download_all(store: Store, wanted: list[Found], path: Path) -> None:
-    stop = threading.Event()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="vtrain-fetch") as pool:
         try:
-            tasks = [pool.submit(_download, store, found, path / found.name, stop) for found in wanted]
+            tasks = [pool.submit(_download, store, found, path / found.name) for found in wanted]
             done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
             for task in done:
                 task.result()
         finally:  # an error or an interrupt: the others have nothing to go on for
-            stop.set()
+            store.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            store.stop.clear()
 
 
-def _download(store: Store, found: Found, path: Path, stop: threading.Event) -> None:
+def _download(store: Store, found: Found, path: Path) -> None:
     """One object, of exactly the listed size."""
     scratch = temporary(path)
     size = 0
@@ -182,8 +181,8 @@ def _download(store: Store, found: Found, path: Path, stop: threading.Event) -> 
             size += len(data)
             if size > found.size:
                 raise StorageError(f"{store.url}/{found.name}: more than the {found.size} bytes that the store listed")
-            if stop.is_set():
-                raise UsageError("stopped")  # another object's error is the one to tell
+            if store.stop.is_set():
+                raise StorageError(f"{store.url}: reading was stopped")  # another object's error is the one to tell
             handle.write(data)
     if size != found.size:
         raise StorageError(f"{store.url}/{found.name}: {size} bytes; the store listed {found.size}")
