@@ -233,14 +233,16 @@ def verify(
 @click.argument("run", type=RunPath())
 @download_option
 @click.option("--steps", help="Look at steps A:B only.")
+@click.option("--freedom", is_flag=True, help="Show how much the decisions leave to a trainer's choice, at most.")
 @_key
 @_json
-def inspect(run: Path | Url, steps: str | None, trainer_key: Path | None, as_json: bool) -> None:
+def inspect(run: Path | Url, steps: str | None, freedom: bool, trainer_key: Path | None, as_json: bool) -> None:
     """Show which operations of RUN were canonical, and what the others logged.
 
     \b
-    Example:
+    Examples:
       vtrain inspect runs/mine --steps 1:10
+      vtrain inspect runs/mine --freedom
     """
     from auditor.evidence import open_run
     from auditor.inspect import table, to_json
@@ -253,10 +255,21 @@ def inspect(run: Path | Url, steps: str | None, trainer_key: Path | None, as_jso
     if as_json:
         print_json({"steps": [first, last], "operations": to_json(rows)})
         return
+    if freedom:
+        _show_freedom(rows)
+        return
     click.echo(f"steps {first} to {last}; bytes before compression")
     titles: list[tuple[str, bool]] = [("operation", False), ("kind", False)]
     titles += [(t, True) for t in ("results", "values", "decisions", "share", "whole", "ternary", "bytes")]
     print_table(titles, [_row(r) for r in rows])
+
+
+def _show_freedom(rows: list[Any]) -> None:
+    click.echo("decisions in the log, and bits of choice that they leave at most;")
+    click.echo("how many departed from an auditor's own rounding, only `vtrain audit` can tell")
+    titles = [("operation", False), ("values", True), ("decisions", True), ("bits", True)]
+    logged = [r for r in rows if not r.canonical]
+    print_table(titles, [[r.operation, f"{r.values:,}", f"{r.entries:,}", f"{r.bits:,.0f}"] for r in logged])
 
 
 def _row(r: Any) -> list[str]:

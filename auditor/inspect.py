@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +24,8 @@ class Row:
         wide: those of them whose whole value is logged.
         ternary: results in the ternary encoding.
         bytes: of log before compression.
+        bits: of choice that the decisions leave at most: 1 a ternary digit, log2(3) a short code, which tells at most
+            three neighbours apart, and a whole value's width. An audit counts which of them departed (numerics §9).
     """
 
     operation: str
@@ -32,6 +36,7 @@ class Row:
     wide: int = 0
     ternary: int = 0
     bytes: int = 0
+    bits: float = 0.0
 
 
 def table(evidence: Evidence, steps: list[int]) -> list[Row]:
@@ -53,17 +58,28 @@ def table(evidence: Evidence, steps: list[int]) -> list[Row]:
         for seq, count, encoding, narrow, wide, gap_bytes in log.sites.tolist():
             name = _operation(sites[seq]) if seq < len(sites) else "beyond the step's sites"
             row = rows.setdefault((name, False), Row(name))
+            short = 1.0 if encoding == TERNARY else math.log2(3)
+            bits = narrow * short + wide * (_width(sites[seq]) if seq < len(sites) else 32)
             codes = (count + 4) // 5 if encoding == TERNARY else (narrow + 3) // 4
             for r in (row, total):
                 r.entries += narrow + wide
                 r.wide += wide
                 r.ternary += int(encoding == TERNARY)
                 r.bytes += 48 + gap_bytes + codes + 4 * wide
+                r.bits += bits
     return [*sorted(rows.values(), key=lambda r: (r.canonical, -r.bytes, -r.values)), fixed, total]
 
 
 def _operation(site: str) -> str:
     return site.split(" ")[0]
+
+
+def _width(site: str) -> int:
+    """Bits of a value of a site's format."""
+    fmt = site.rpartition(" ")[2].partition("[")[0]
+    if restricted := re.fullmatch(r"float32p([0-9]{1,2})", fmt):
+        return int(restricted[1]) + 8
+    return 32 if fmt == "float32" else 16
 
 
 def to_json(rows: list[Row]) -> list[dict[str, Any]]:
