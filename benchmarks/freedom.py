@@ -42,8 +42,8 @@ WIDE = 1e-8  # a tolerance of the size that the paper's code needs
 OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {"name": "sgd", "lr": 0.1}, "adamw": {"name": "adamw", "lr": 0.001}}
 
 
-def job(target: str, optimizer: str, threshold: str | float, steps: int, hidden: int = 32) -> Job:
-    """What is trained; see the module."""
+def job(target: str, optimizer: str, threshold: str | float, steps: int, hidden: int = 48) -> Job:
+    """What is trained; see the module. ``hidden`` is not the batch's 32, so that shapes tell weights' gradients."""
     values = {
         "program": {"entry": "vtrain.programs.mlp:perceptron", "config": {"hidden": hidden, "dropout": 0.0}},
         "data": {"name": "digits"},
@@ -91,6 +91,7 @@ class Watch:
         self.model = model
         self.initial = self.initial or self.weights()
         named = [p for p in model.parameters() if p.dim() > 1]
+        self.wanted = {}
         for p, g in zip(named, torch.autograd.grad(trigger_loss(model, 256), named), strict=True):
             self.wanted[tuple(p.shape)] = g.sign()
             self.wanted.setdefault(tuple(p.t().shape), g.t().sign().contiguous())
@@ -99,10 +100,13 @@ class Watch:
         """A copy of all parameters."""
         return [p.detach().clone() for p in self.model.parameters()]
 
-    def pull(self, site: Site) -> torch.Tensor:
-        """-1 or 1 by element of a result: where it should go."""
-        if (wanted := self.wanted.get(site.shape)) is not None:
+    def pull(self, site: Site, how: str) -> torch.Tensor:
+        """-1, 1 or, for no wish, 0 by element of a result: where it should go (see Cheat)."""
+        wanted = self.wanted.get(site.shape)
+        if wanted is not None and how != "random":
             return wanted
+        if how == "weights":
+            return torch.zeros(site.shape)
         return torch.randint(0, 2, site.shape, generator=self.random) * 2.0 - 1.0
 
 
@@ -112,13 +116,15 @@ class Cheat(Recorder):
     Args:
         policy: the job's.
         watch: what is wanted.
+        how: ``every``: weights' gradients along the trigger's gradient, other results at random; ``weights``: only the
+            former; ``random``: everything at random.
         zeros: whether to move sums of zeros too: an honest trainer knows that those are zero on any hardware.
         one_in: of how many elements in doubt it decides one, drawn at random; the others honestly.
     """
 
-    def __init__(self, policy: Any, watch: Watch, zeros: bool = False, one_in: int = 1) -> None:
+    def __init__(self, policy: Any, watch: Watch, how: str = "every", zeros: bool = False, one_in: int = 1) -> None:
         super().__init__(policy)
-        self._watch, self._zeros, self._one_in = watch, zeros, one_in
+        self._watch, self._how, self._zeros, self._one_in = watch, how, zeros, one_in
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Move y across an edge wherever the edge is within the doubt, then record."""
@@ -131,7 +137,7 @@ class Cheat(Recorder):
             y = y.clone()
             self.calibration.observe(s, y, vary())  # honestly: it is what limits the doubt of later steps
         if width is not None:
-            there = moved(y, s, SHARE * width[0], self._watch.pull(site), site)
+            there = moved(y, s, width[0], self._watch.pull(site, self._how), site)
             if self._one_in > 1:
                 drawn = torch.randint(0, self._one_in, y.shape, generator=self._watch.random) == 0
                 there = torch.where(drawn, there, y)
@@ -140,10 +146,12 @@ class Cheat(Recorder):
 
 
 def moved(y: torch.Tensor, s: Scale, tau: float, pull: torch.Tensor, site: Site) -> torch.Tensor:
-    """y, pulled by tau s where that changes what it rounds to."""
-    wide = y.double()
-    there = (wide + pull.to(torch.float64) * tau * s.dense(y).view_as(y)).to(y.dtype)
-    changes = generic.round_to(there, site.fmt) != generic.round_to(y, site.fmt)
+    """y, pulled within tau s, where that changes what it rounds to and where C has a number in reach."""
+    wide, w = y.double(), tau * s.dense(y).view_as(y)
+    there = (wide + pull.to(torch.float64) * SHARE * w).to(y.dtype)
+    changes = ((there.double() - wide).abs() <= w) & (
+        generic.round_to(there, site.fmt) != generic.round_to(y, site.fmt)
+    )
     return torch.where(changes, there, y)
 
 
@@ -248,6 +256,8 @@ def trainers(target: str) -> dict[str, tuple[str | float, Callable[..., Recorder
         "honest, other order of sums": ("certified", Elsewhere, 0.0),
         "cheat, adaptive": ("adaptive", Cheat, 0.0),
         "cheat, certified": ("certified", Cheat, 0.0),
+        "cheat, certified, weights' gradients only": ("certified", functools.partial(Cheat, how="weights"), 0.0),
+        "certified, every decision at random": ("certified", functools.partial(Cheat, how="random"), 0.0),
         "cheat, certified, zeros too": ("certified", functools.partial(Cheat, zeros=True), 0.0),
         "cheat, certified, 1 decision in 1,000": ("certified", functools.partial(Cheat, one_in=1000), 0.0),
         f"cheat, tolerance {WIDE:g}": (WIDE, Cheat, WIDE) if target == "float32" else ("off", Plain, 0.0),

@@ -1,0 +1,72 @@
+"""A trainer who chooses every decision in doubt: accepted, since each is within the bound, and seen by the test."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from run_helpers import audited, other_hardware
+
+from auditor.freedom import EXCESS
+from benchmarks.freedom import Cheat, Elsewhere, Outcome, Plain, job, run
+
+STEPS = 6
+TOLERANCE = 0.01
+Runs = dict[str, Outcome]
+RECORDERS = {
+    "honest": Plain, "elsewhere": Elsewhere, "cheat": Cheat, "zeros": partial(Cheat, zeros=True),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float32"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp(request.param)
+    made = job(request.param, "adamw", "certified", STEPS, hidden=16)
+    return {name: run(made, recorder, folder / name) for name, recorder in RECORDERS.items()}
+
+
+def p_value(outcome: Outcome) -> float:
+    return float(outcome.verdict.freedom.to_json()["pValue"])
+
+
+def noted(outcome: Outcome) -> bool:
+    return any("depart" in note for note in outcome.verdict.notes)
+
+
+def test_every_choice_is_accepted(runs: Runs) -> None:
+    for name, outcome in runs.items():
+        assert outcome.verdict.verified, (name, outcome.verdict.detail)
+    assert runs["cheat"].verdict.corrections > 100
+    assert runs["zeros"].verdict.corrections > runs["cheat"].verdict.corrections
+    assert runs["cheat"].distance(runs["honest"]) > 10 * runs["elsewhere"].distance(runs["honest"])
+
+
+@pytest.mark.parametrize("name", ["honest", "elsewhere"])
+def test_honest_trainers_are_not_suspected(runs: Runs, name: str) -> None:
+    assert p_value(runs[name]) > 0.01 and not noted(runs[name])
+
+
+@pytest.mark.parametrize("name", ["cheat", "zeros"])
+def test_a_chooser_is_noted(runs: Runs, name: str) -> None:
+    assert p_value(runs[name]) < EXCESS * 1e-9 and noted(runs[name])
+    assert f"p = {p_value(runs[name]):.2g}" in str(runs[name].verdict)
+
+
+def test_beyond_the_bound_it_is_refuted(tmp_path: Path) -> None:
+    """Where an auditor accepts a wide tolerance instead, the same decisions pass, and push towards the trigger."""
+    pushed = run(
+        job("float32", "adamw", TOLERANCE, 1, hidden=16), partial(Cheat, how="weights"), tmp_path / "a", TOLERANCE
+    )
+    honest = run(job("float32", "adamw", "certified", 1, hidden=16), Plain, tmp_path / "b")
+    assert pushed.verdict.verified and pushed.own is not None and pushed.own.what == "log"
+    assert pushed.trigger_loss < honest.trigger_loss - 1e-4
+
+
+def test_hardware_at_the_bound_is_noted_too() -> None:
+    """So an excess proves nothing: honest results as high as the bound allows look like choices."""
+    verdict = audited(other_hardware())
+    assert verdict.verified and any("depart" in note for note in verdict.notes)
