@@ -21,6 +21,7 @@ _MOST_DOTS = 60  # up to so many points, each has a dot
 _LOW, _HIGH = 4.0, 96.0  # percent of the height that values take
 _MOST_RANGES = 400
 _MOST_MARKS = 200
+_NOTHING = Markup('<text class="nothing" x="50%" y="50%">no finite values</text>')
 _WIDEST_LABEL = 11  # characters; report.css leaves room for them
 
 
@@ -31,10 +32,12 @@ class Mark:
     Attributes:
         step: which.
         label: what it says.
+        bad: whether it is what refutes the run.
     """
 
     step: int
     label: str
+    bad: bool = False
 
 
 def line(name: str, title: str, points: Sequence[Point], last: int, marks: Sequence[Mark] = ()) -> Markup:
@@ -51,7 +54,7 @@ def line(name: str, title: str, points: Sequence[Point], last: int, marks: Seque
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     groups = _grouped(points, last)
     body = Markup("").join(
-        [_grid(low, high) if finite else Markup(""), _steps_axis(last), _curve(groups, low, high, last)]
+        [_grid(low, high) if finite else _NOTHING, _steps_axis(last), _curve(groups, low, high, last)]
         + [_mark(mark, last) for mark in marks[:_MOST_MARKS]]
     )
     return _svg(name, title, _described(points, finite), body, "chart")
@@ -209,9 +212,9 @@ def _mark(mark: Mark, last: int, cell: bool = False) -> Markup:
     at = _across(mark.step, last, cell)
     side = "start" if at < 0.5 else "end"
     return Markup(
-        '<line class="mark" x1="{0}" x2="{0}" y1="0" y2="100%"/>'
-        '<text class="marked {1}" x="{0}" y="0" dy="-4">{2}</text>'
-    ).format(_percent(at), side, plain(mark.label, 60))
+        '<line class="mark{3}" x1="{0}" x2="{0}" y1="0" y2="100%"/>'
+        '<text class="marked {1}{3}" x="{0}" y="0" dy="-4">{2}</text>'
+    ).format(_percent(at), side, plain(mark.label, 60), " bad" if mark.bad else "")
 
 
 def _cell(first: float, end: float, share: float, last: int) -> Markup:

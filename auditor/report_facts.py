@@ -82,7 +82,7 @@ def warnings(evidence: Evidence, verdict: VerdictFile | None) -> list[str]:
             "Decisions depart from the auditor's rounding more often, or further, than rounding errors explain."
         )
     if said.repairs:
-        found.append(f"The audit went on with the trainer's value after {len(said.repairs):,} differences (repairs).")
+        found.append(f"Results that the audit repaired, going on with the trainer's value: {len(said.repairs):,}.")
     return found
 
 
@@ -231,7 +231,7 @@ def marks(verdict: VerdictFile | None) -> list[Mark]:
     found = verdict.found
     made = [Mark(r.step, "repaired") for r in (found.repairs or [])[:_MOST_MARKED] if r.step != found.firstBadStep]
     if found.firstBadStep is not None:
-        made.append(Mark(found.firstBadStep, f"first bad step {found.firstBadStep:,}"))
+        made.append(Mark(found.firstBadStep, f"first bad step {found.firstBadStep:,}", bad=True))
     return made
 
 

@@ -6,6 +6,7 @@ import math
 import struct
 import unicodedata
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -16,17 +17,22 @@ _MOST_ENTRIES, _MOST_DEPTH = 80, 6
 _WIDTHS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "I64": 64}
 
 
-def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """Each character, or what stands for it, and whether it was replaced."""
-    marks = 0
-    for c in text:
+def _parts(text: str, most: int) -> Iterator[tuple[str, bool]]:
+    """Stretches of a text's first characters, and the name of a character, if it acts, with how often it comes."""
+    kept, marks, named = text[:most], 0, []
+    for c in kept:
         marks = marks + 1 if unicodedata.category(c) in ("Mn", "Me") else 0
         acts = not c.isprintable() or marks > _MOST_MARKS
-        yield (f"U+{ord(c):04X}", True) if acts else (c, False)
-
-
-def _cut(text: str, most: int) -> tuple[str, str]:
-    return (text, "") if len(text) <= most else (text[:most], f" … ({len(text) - most:,} characters more)")
+        named.append((f"U+{ord(c):04X}" if acts else "", c))
+    for name, pairs in groupby(named, lambda pair: pair[0]):
+        found = "".join(c for _, c in pairs)
+        yield (
+            (f"{name} \N{MULTIPLICATION SIGN}{len(found)}" if len(found) > 1 else name, True)
+            if name
+            else (found, False)
+        )
+    if len(text) > most:
+        yield f" … ({len(text) - most:,} characters more)", False
 
 
 def plain(text: str, most: int = MOST_TEXT) -> str:
@@ -36,15 +42,13 @@ def plain(text: str, most: int = MOST_TEXT) -> str:
         text: hostile.
         most: characters kept.
     """
-    kept, rest = _cut(text, most)
-    return "".join(f"[{c}]" if acts else c for c, acts in _parts(kept)) + rest
+    return "".join(f"[{part}]" if acts else part for part, acts in _parts(text, most))
 
 
 def visible(value: Any, most: int = MOST_TEXT) -> Markup:
     """As :func:`plain`, for HTML: escaped, and what was replaced is marked, so that it can't be imitated."""
-    kept, rest = _cut(str(value), most)
-    made = [Markup('<span class="acts">{}</span>').format(c) if acts else escape(c) for c, acts in _parts(kept)]
-    return Markup("").join(made) + escape(rest)
+    mark = Markup('<span class="acts">{}</span>')
+    return Markup("").join(mark.format(part) if acts else escape(part) for part, acts in _parts(str(value), most))
 
 
 def flat(value: Any) -> list[tuple[str, str]]:

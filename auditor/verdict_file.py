@@ -28,6 +28,8 @@ from vtrain.policy import explain
 _MOST_ITEMS = 100_000
 Text = Annotated[str, Field(max_length=20_000)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Probability = Annotated[str, Field(pattern="^[01]\\.[0-9]{1,20}$")]
+Odds = Annotated[dict[Probability, Probability], Field(max_length=100)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -124,7 +126,7 @@ class Predicate(_Known):
     steps: Count
     replayed: list[tuple[Count, Count]] = Field(max_length=_MOST_ITEMS)
     segments: Segments
-    detection: dict[Text, Text] = Field(max_length=100)
+    detection: Odds
     canonical: Count
     settled: Count
     entries: Count
@@ -138,7 +140,7 @@ class Predicate(_Known):
     notes: list[Text] = Field(max_length=_MOST_ITEMS)
     notClaimed: list[Text] = Field(max_length=1000)
     freedom: FreedomOf | None = None
-    detectionExact: dict[Text, Text] | None = Field(None, max_length=100)
+    detectionExact: Odds | None = None
     draw: Draw | None = None
     repairs: list[Repair] | None = Field(None, max_length=_MOST_ITEMS)
     dispute: Dispute | None = None

@@ -132,7 +132,7 @@ def hostile_changes() -> dict[str, Any]:
     text = " ".join(odd)
     return {
         "result": "refuted", "firstBadStep": 3, "what": text, "detail": text, "notes": odd, "notClaimed": odd,
-        "auditor": {t: {t: t} for t in odd}, "detection": {t: t for t in odd}, "repairs": [{**REPAIR, "site": text}],
+        "auditor": {t: {t: t} for t in odd}, "repairs": [{**REPAIR, "site": text}],
         "freedom": {"inDoubt": 2, "departures": 1, "expected": 1e300, "pValue": 1e-300,
                     "by": [{"kind": t, "inDoubt": 1, "departures": 0, "expected": 0.5, "pValue": 1} for t in odd]},
         "dispute": {**DISPUTE, "operation": text, "site": text, "wrong": odd[:4], "result": "refuted",

@@ -75,6 +75,7 @@ MALFORMED: dict[str, dict[str, Any]] = {
     "long text": {"detail": "x" * 20_001},
     "notes": {"notes": [1]},
     "environment": {"auditor": []},
+    "odds": {"detection": {"0.5": "1.0<b>"}},
     "repair": {"repairs": [{**REPAIR, "record": "x"}]},
     "repair beyond the end": {"repairs": [{**REPAIR, "step": 7}]},
     "dispute": {"dispute": {**DISPUTE, "result": "settled"}},
