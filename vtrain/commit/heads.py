@@ -170,13 +170,7 @@ def _split_note(text: str) -> tuple[str, list[tuple[str, bytes, bytes]]]:
 
 def _parse_signature(row: str) -> tuple[str, bytes, bytes]:
     parts = row.split(" ")
-    if (
-        len(parts) != 3
-        or parts[0] != "\N{EM DASH}"
-        or not parts[1]
-        or "+" in parts[1]
-        or parts[1].split() != [parts[1]]
-    ):
+    if len(parts) != 3 or parts[0] != "\N{EM DASH}" or "+" in parts[1] or parts[1].split() != [parts[1]]:
         raise TranscriptError(f"head: {row[:200]!r} is no signature line")
     try:
         data = keys.decode_base64(parts[2])
