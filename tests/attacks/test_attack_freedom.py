@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from run_helpers import audited, other_hardware
+from run_helpers import nudged
 
 from auditor.freedom import EXCESS
 from benchmarks.freedom import Cheat, Elsewhere, Outcome, Plain, job, run
@@ -66,7 +68,14 @@ def test_beyond_the_bound_it_is_refuted(tmp_path: Path) -> None:
     assert pushed.trigger_loss < honest.trigger_loss - 1e-4
 
 
-def test_hardware_at_the_bound_is_noted_too() -> None:
-    """So an excess proves nothing: honest results as high as the bound allows look like choices."""
-    verdict = audited(other_hardware())
-    assert verdict.verified and any("depart" in note for note in verdict.notes)
+class AtTheBound(Plain):
+    """Honest hardware whose results are as high as the certified bound allows."""
+
+    def settle(self, site: Any, y: torch.Tensor, scale: Any, vary: Any = None) -> torch.Tensor:
+        return super().settle(site, nudged(y, scale), scale, None)
+
+
+def test_hardware_at_the_bound_is_noted_too(tmp_path: Path) -> None:
+    """So an excess proves nothing: what the bound allows to hardware looks like choices."""
+    found = run(job("bfloat16", "adamw", "certified", STEPS, hidden=16), AtTheBound, tmp_path / "run")
+    assert found.verdict.verified and noted(found)
