@@ -51,7 +51,8 @@ def evaluate(kind: str, params: Mapping[str, Any], found: Terms, read: Read) -> 
     if kind == "function":
         return _function_value(params, float(read(*found.left)[0]), found.kappa)
     left = read(*found.left)
-    values = left if found.right is None else left * read(*found.right)  # exact: at most 48 bits, above 2^-300
+    with np.errstate(invalid="ignore"):
+        values = left if found.right is None else left * read(*found.right)  # exact: at most 48 bits, above 2^-300
     bias = float(read(*found.bias)[0]) if found.bias is not None else 0.0
     if not (np.isfinite(values).all() and math.isfinite(bias)):
         return Exact(_special(values, bias, found), Fraction(0))

@@ -1,0 +1,258 @@
+"""Disputes between two parties: the first step, the first operation, the elements, and who is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parties import AUDITOR, Elsewhere, challenger, changed, party, recording_elsewhere, responder, ulps
+from run_helpers import HERE, KEY, audited, forging, honest, job, make
+
+import vtrain.engine.task as task_module
+from auditor.dispute.challenger import Challenger, common_prefix
+from auditor.dispute.rerun import Rerun
+from auditor.dispute.tracing import Tracer
+from auditor.evidence import open_run
+from auditor.referee import judge
+from vtrain.demo.forger import one_ulp
+from vtrain.engine.task import Batch
+from vtrain.errors import BackendError
+
+PRODUCT = 2  # number of a result in the runs' steps: the forward pass's second product
+
+
+@pytest.mark.parametrize("policy", ["float32", "certified16", "ternary16", "generous32", "adaptive16"])
+def test_honest_parties_agree(policy: str) -> None:
+    dispute = challenger(honest(policy))
+    assert dispute.first_step(0, 6) is None
+    assert dispute.dispute(3) is None
+    assert len(dispute.talk.lines) < 20
+
+
+@pytest.mark.parametrize("policy", ["float32", "certified16"])
+def test_other_hardware_agrees(policy: str) -> None:
+    """What the log does not tell apart is the same; what it does, both take."""
+    dispute = challenger(honest(policy), Elsewhere)
+    assert dispute.first_step(0, 6) is None
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+@pytest.mark.parametrize("count", [1, -1, 1000])
+def test_nudged_product(step: int, count: int) -> None:
+    """One element off by a place: seen whether or not its effect lasts."""
+    found = challenger(honest(), changed(step, PRODUCT, ulps(5, count))).dispute(step)
+    assert found is not None
+    assert (found.result, found.wrong, found.step) == ("refuted", ("run",), step)
+    assert found.operation == "aten.addmm.default float32[8, 10]"
+    finding = judge(found.records[0], KEY.public_key())
+    assert finding == found.findings[0] and finding.answered
+    assert [(e.index, e.run_within, e.other_within) for e in finding.elements] == [(5, False, True)]
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_a_run_by_a_cheat_who_answers(step: int, tmp_path: Path) -> None:
+    """From the run to the element, with the trainer doing in the dispute what it did in the training."""
+    cheat = changed(step, PRODUCT, ulps(5, 1000))
+    run = trained(tmp_path, cheat)
+    records = tmp_path / "records"
+    verdict = audited(run, party=party(run, cheat, records))
+    assert (verdict.exit_code, verdict.first_bad_step, verdict.what) == (1, step, "operation")
+    assert verdict.dispute is not None
+    assert (verdict.dispute["result"], verdict.dispute["wrong"]) == ("refuted", ["run"])
+    assert verdict.dispute["operation"] == "aten.addmm.default"
+    assert [(e["index"], e["within"], e["otherWithin"]) for e in verdict.dispute["elements"]] == [(5, False, True)]
+    assert len(list(records.glob("record-*"))) == 1
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_run_by_a_cheat_who_answers_honestly(step: int, tmp_path: Path) -> None:
+    """Then its own replay is not what it committed to."""
+    run = trained(tmp_path, changed(step, PRODUCT, ulps(5, 1000)))
+    verdict = audited(run, party=party(run))
+    assert (verdict.exit_code, verdict.what) == (1, "dispute")
+    assert verdict.first_bad_step == step + step % 2, "the checkpoint after it"
+    assert verdict.dispute is not None and "its leaf commits to" in verdict.dispute["why"]
+
+
+def trained(out: Path, tracer: type[Tracer]) -> Path:
+    """A run whose trainer's results are those of a dishonest party."""
+    from trainer.recorder import Recorder
+
+    settle, change = Recorder.settle, tracer._repaired
+    cheat = object.__new__(tracer)
+    cheat._repairs = {}
+
+    def dishonest(self: Recorder, site: Any, y: torch.Tensor, scale: Any, vary: Any = None) -> torch.Tensor:
+        return change(cheat, site, settle(self, site, y, scale, vary))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "settle", dishonest)
+        return make(out / "run")
+
+
+def test_the_challenger_can_be_wrong() -> None:
+    found = challenger(honest(), Tracer, changed(4, PRODUCT, ulps(7, 1))).dispute(4)
+    assert found is not None and (found.result, found.wrong) == ("refuted", ("other",))
+    with pytest.raises(BackendError, match="against this machine"):
+        audit_with_broken_hardware()
+
+
+def audit_with_broken_hardware() -> None:
+    """An auditor one of whose results is off, in the audit and in the dispute."""
+    import auditor.dispute.rerun as rerun_module
+    from auditor.replayer import Replayer
+
+    broken = changed(4, PRODUCT, ulps(7, 1000))
+    settle = Replayer.settle
+
+    def off(self: Replayer, site: Any, y: torch.Tensor, scale: Any, vary: Any = None) -> torch.Tensor:
+        out = settle(self, site, y, scale, vary)
+        if type(self) is Replayer and (site.step, site.seq) == (4, PRODUCT):
+            ulps(7, 1000)(out)
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Replayer, "settle", off)
+        trainer = party(honest())
+        opened = trainer.channel()
+        patch.setattr(rerun_module.Rerun.__init__, "__defaults__", (None, broken))
+        audited(honest(), party=type(trainer)(lambda: opened, AUDITOR))
+
+
+def test_both_can_be_wrong() -> None:
+    found = challenger(honest(), changed(4, PRODUCT, ulps(7, 1)), changed(4, PRODUCT, ulps(7, -1))).dispute(4)
+    assert found is not None and (found.result, found.wrong) == ("refuted", ("run", "other"))
+
+
+# ---- differences that are no rounding ------------------------------------------------------------------------------
+class OtherOperation(Tracer):
+    """Doubles the result of a class 2 operation in step 4."""
+
+    def operation(self, name: str, run: Any, args: tuple, kwargs: dict) -> Any:
+        def dishonest(a: tuple, k: dict) -> Any:
+            out = run(a, k)
+            if self.sink is not None and name == "aten.relu.default":
+                out = out * 2
+            return out
+
+        return super().operation(name, dishonest, args, kwargs)
+
+
+def test_a_deterministic_operation() -> None:
+    dispute = challenger(honest(), OtherOperation)
+    found = dispute.dispute(4)
+    assert found is not None
+    assert (found.result, found.operation, found.records) == ("refuted", "aten.relu.default", ())
+    assert "the same arguments, other results" in found.why
+
+
+class Skipped(Tracer):
+    """Leaves an operation out of its trace."""
+
+    def operation(self, name: str, run: Any, args: tuple, kwargs: dict) -> Any:
+        if name == "aten.relu.default":
+            return run(args, kwargs)
+        return super().operation(name, run, args, kwargs)
+
+
+def test_a_missing_operation() -> None:
+    found = challenger(honest(), Skipped).dispute(4)
+    assert found is not None
+    assert (found.result, found.operation) == ("refuted", "aten.relu.default")
+    assert found.why.startswith("name of event")
+
+
+def test_other_data() -> None:
+    """The first event of the step has the batch."""
+    theirs = responder(honest())
+    honest_batch = theirs._rerun.task.batch
+
+    def poisoned(step: int) -> tuple[Batch, list[int]]:
+        batch, indices = honest_batch(step)
+        if step == 3:
+            batch["image"].view(torch.int32)[5, 0, 0, 0] ^= 1
+        return batch, indices
+
+    theirs._rerun.task.batch = poisoned  # type: ignore[method-assign]
+    found = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer).dispute(3)
+    assert found is not None
+    assert (found.result, found.wrong, found.event, found.operation) == ("refuted", ("run",), 0, "step 3")
+    assert "batch:image" in found.why
+
+
+def test_other_learning_rate(tmp_path: Path) -> None:
+    """A host scalar: an argument of the operation that it reaches first."""
+    factor = task_module.schedule_factor
+
+    def other(spec: Any, at: int, steps: int) -> float:
+        return factor(spec, at, steps) * (1.0 + 1e-6 * (at == 3))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_module, "schedule_factor", other)
+        run = make(tmp_path / "run")
+    verdict = audited(run, party=party(run))
+    assert (verdict.exit_code, verdict.first_bad_step) == (1, 4), "the run's own replay is not what it commits to"
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_committed_state_that_no_replay_gives(run: Path, step: int) -> None:
+    def change(files: Any) -> None:
+        name = sorted(files["model"])[0]
+        files["model"][name] = one_ulp(files["model"][name])
+
+    with forging(run) as forger:
+        forger.change_checkpoint(step, change)
+    verdict = audited(run, party=party(run))
+    assert (verdict.exit_code, verdict.first_bad_step, verdict.what) == (1, step, "dispute")
+    assert verdict.dispute is not None and verdict.dispute["operation"] == "the"
+
+
+def test_a_forged_loss(run: Path) -> None:
+    """Both replays agree, in every operation; the run's leaf says something else."""
+    with forging(run) as forger:
+        forger.leaves[3]["metrics"]["loss"] = "F32:3f800000"
+    verdict = audited(run, party=party(run))
+    assert (verdict.exit_code, verdict.first_bad_step, verdict.what) == (1, 3, "operation")
+    assert verdict.dispute is not None and "metric:loss: both replays give" in verdict.dispute["why"]
+
+
+def test_common_prefix_in_logarithmic_comparisons() -> None:
+    for n in (1, 2, 3, 10, 1000, 10_000):
+        for equal in {0, 1, n // 2, n - 1, n}:
+            asked: list[int] = []
+
+            def same(size: int, equal: int = equal, asked: list[int] = asked) -> bool:
+                asked.append(size)
+                return size <= equal
+
+            assert common_prefix(n, n, same) == min(equal, n)
+            assert len(asked) <= n.bit_length() + 1
+
+
+# ---- benign differences ------------------------------------------------------------------------------------------
+WIDE = {
+    "program": {"config": {"inputs": 768, "hidden": 128}}, "data": {"config": {"n": 128, "shape": [3, 16, 16]}},
+    "train": {"batch_size": 64, "steps": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("threshold", ["off", 1e-8])
+def test_a_threshold_too_tight_is_repaired(threshold: Any, tmp_path: Path) -> None:
+    """An honest trainer on other hardware, who logs too little: audited to VERIFIED, with repairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        recording_elsewhere(patch)
+        run = make(tmp_path / "run", job(policy={"target": "bfloat16", "threshold": threshold}, **WIDE))
+    alone = audited(run)
+    assert alone.exit_code == 1 and "was not judged" in " ".join(alone.notes)
+    records = tmp_path / "records"
+    verdict = audited(run, party=party(run, Elsewhere, records))
+    assert verdict.verified, verdict.detail
+    assert len(verdict.repairs) > 2
+    assert "repairs" in str(verdict) and verdict.predicate()["repairs"] == verdict.repairs
+    kept = sorted(records.glob("record-*"))
+    assert len(kept) >= len(verdict.repairs)
+    for record in kept:
+        finding = judge(record.read_bytes(), KEY.public_key())
+        assert (finding.result, finding.wrong) == ("benign", ())

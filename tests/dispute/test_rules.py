@@ -1,0 +1,264 @@
+"""Who loses a dispute by breaking its rules, and that the transcript proves it to a third person."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from parties import AUDITOR, changed, responder, ulps
+from run_helpers import HERE, KEY, honest
+
+from auditor.dispute.challenger import Challenger
+from auditor.dispute.messages import Message, line_digest, peek, seal, unseal
+from auditor.dispute.rerun import Rerun
+from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, check_transcript
+from auditor.evidence import open_run
+from vtrain.errors import MalformedRunError, SignatureError
+
+Content = dict[str, Any]
+CHEAT = changed(3, 2, ulps(5, 1000))
+
+
+def opened(distort: Callable[[Message], Message], key: Ed25519PrivateKey = KEY) -> Challenger:
+    """A dispute whose responder's messages are distorted, and signed again."""
+    theirs = responder(honest(), CHEAT)
+
+    def channel(line: bytes) -> bytes:
+        reply = unseal(theirs.answer(line), KEY.public_key())
+        return seal(distort(reply), key)
+
+    return Challenger(Rerun(open_run(honest()), HERE), AUDITOR, channel)
+
+
+def third_person(talk: Conversation) -> Forfeit | None:
+    """What somebody who only has the transcript finds."""
+    return check_transcript(talk.lines, talk.job, talk.note, KEY.public_key())
+
+
+def loses(change: Callable[[str, Content], Content], why: str) -> None:
+    """A responder who changes an answer loses, for those who talk and for a third person."""
+    theirs = responder(honest(), CHEAT)
+
+    def channel(line: bytes) -> bytes:
+        asked = peek(line).kind
+        reply = unseal(theirs.answer(line), KEY.public_key())
+        return seal(replace(reply, content=change(asked, dict(reply.content))), KEY)
+
+    heard: list[Conversation] = []
+    with pytest.raises(Forfeit, match=why) as caught:
+        dispute = _Heard(Rerun(open_run(honest()), HERE), AUDITOR, channel, heard)
+        dispute.first_step(1, 3)
+        dispute.dispute(3)
+    assert caught.value.side == RESPONDER
+    found = third_person(heard[0])
+    assert found is not None and (found.side, found.why) == (RESPONDER, caught.value.why)
+
+
+class _Heard(Challenger):
+    """Keeps its conversation where opening it fails."""
+
+    def __init__(self, rerun: Rerun, key: Ed25519PrivateKey, channel: Any, heard: list[Conversation]) -> None:
+        self._heard = heard
+        super().__init__(rerun, key, channel)
+
+    def ask(self, kind: str, **content: Any) -> Content:
+        self._heard.append(self.talk)
+        return super().ask(kind, **content)
+
+
+def only(kind: str, change: Callable[[Content], Any]) -> Callable[[str, Content], Content]:
+    def apply(asked: str, content: Content) -> Content:
+        if asked == kind:
+            change(content)
+        return content
+
+    return apply
+
+
+def flip(text: str) -> str:
+    return ("1" if text[0] != "1" else "2") + text[1:]
+
+
+def flipped(name: str) -> Callable[[Content], None]:
+    def change(content: Content) -> None:
+        content[name] = flip(content[name])
+
+    return change
+
+
+def all_flipped(name: str) -> Callable[[Content], None]:
+    def change(content: Content) -> None:
+        content[name] = [flip(h) for h in content[name]]
+
+    return change
+
+
+def other_data(content: Content) -> None:
+    data = bytearray(base64.b64decode(content["data"]))
+    data[0] ^= 1
+    content["data"] = base64.b64encode(data).decode()
+
+
+def other_event(content: Content) -> None:
+    content["event"] = content["event"].replace("addmm", "mm")
+
+
+WRONG = [
+    ("stateprefix", flipped("root"), "consistency"),
+    ("stateprefix", all_flipped("proof"), "consistency"),
+    ("state", lambda c: c.update(state="vtrain-state-v1-sha256-1MiB:" + "0" * 64), "inclusion"),
+    ("prefix", flipped("root"), "consistency"),
+    ("event", other_event, "inclusion"),
+    ("event", all_flipped("inclusion"), "inclusion"),
+    ("hashes", all_flipped("hashes"), "not those of the event"),
+    ("hashes", lambda c: c.update(shape=[10, 8]), "not those of the event"),
+    ("blocks", other_data, "lead to digest"),
+    ("blocks", lambda c: c.update(dtype="I32"), "lead to digest"),
+    ("trace", lambda c: c["commitment"].update(step=4), "signature"),
+    ("trace", lambda c: c.clear(), "fields"),
+    ("states", lambda c: c.update(root=5), "no hash"),
+    ("open", lambda c: c.update(job="0" * 64), "another run"),
+]
+
+
+@pytest.mark.parametrize("kind,change,why", WRONG, ids=[f"{k}-{w}-{i}" for i, (k, _, w) in enumerate(WRONG)])
+def test_an_answer_that_does_not_prove_itself(kind: str, change: Callable[[Content], None], why: str) -> None:
+    loses(only(kind, change), why)
+
+
+def test_two_answers_to_one_question() -> None:
+    """The second commitment to a trace is another one, rightly signed."""
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, responder(honest(), CHEAT).answer)
+    dispute.dispute(3)
+    lines = dispute.talk.lines
+    question = next(peek(line) for line in lines if peek(line).kind == "trace")
+    elsewhere = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, responder(honest()).answer)
+    elsewhere.ask("trace", step=3, commitment=question.content["commitment"])
+    other = peek(elsewhere.talk.lines[-1]).content
+
+    def channel(line: bytes) -> bytes:
+        asked = peek(line)
+        return seal(Message(asked.session, asked.number + 1, line_digest(line), "answer", other), KEY)
+
+    dispute._channel = channel
+    with pytest.raises(Forfeit, match="two answers to one question") as caught:
+        dispute.ask("trace", step=3, commitment=question.content["commitment"])
+    found = third_person(dispute.talk)
+    assert found is not None and found.side == RESPONDER and found.why == caught.value.why
+
+
+@pytest.mark.parametrize("what", ["number", "session", "previous"])
+def test_out_of_turn(what: str) -> None:
+    def distort(message: Message) -> Message:
+        if message.number < 3:
+            return message
+        return replace(message, **{what: message.number + 2 if what == "number" else "0" * 64})
+
+    dispute = opened(distort)
+    with pytest.raises(Forfeit, match="out of turn") as caught:
+        dispute.first_step(1, 2)
+    assert caught.value.side == RESPONDER
+    found = third_person(dispute.talk)
+    assert found is not None and found.side == RESPONDER and "out of turn" in found.why
+
+
+def test_a_challenger_out_of_turn_loses() -> None:
+    theirs = responder(honest())
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
+    message = Message(dispute._session, 5, dispute.talk.previous, "states", {"first": 0, "last": 1, "root": "0" * 64})
+    line = seal(message, AUDITOR)
+    with pytest.raises(Forfeit, match="out of turn") as caught:
+        theirs.answer(line)
+    assert caught.value.side == CHALLENGER
+    found = third_person_of([*dispute.talk.lines, line], dispute.talk)
+    assert found is not None and found.side == CHALLENGER
+
+
+def third_person_of(lines: list[bytes], talk: Conversation) -> Forfeit | None:
+    return check_transcript(lines, talk.job, talk.note, KEY.public_key())
+
+
+QUESTIONS: list[tuple[str, Content]] = [
+    ("states", {"first": 3, "last": 1, "root": "0" * 64}), ("states", {"first": -1, "last": 1, "root": "0" * 64}),
+    ("stateprefix", {"first": 0, "last": 1, "size": 1}), ("state", {"first": 0, "last": 1, "step": 0}),
+    ("prefix", {"step": 3, "size": 1}), ("event", {"step": 3, "event": 1}),
+    ("hashes", {"step": 3, "event": 1, "part": "outputs", "name": "value"}),
+    ("blocks", {"step": 3, "event": 1, "part": "outputs", "name": "value", "blocks": [0]}),
+    ("columns", {"step": 3, "event": 1}), ("open", {"job": "", "note": "", "key": ""}), ("shutdown", {}),
+    ("states", {"first": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind,content", QUESTIONS, ids=[f"{k}-{i}" for i, (k, _) in enumerate(QUESTIONS)])
+def test_a_question_that_makes_no_sense_loses(kind: str, content: Content) -> None:
+    theirs = responder(honest())
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
+    line = seal(Message(dispute._session, 2, dispute.talk.previous, kind, content), AUDITOR)
+    with pytest.raises(Forfeit) as caught:
+        theirs.answer(line)
+    assert caught.value.side == CHALLENGER
+    found = third_person_of([*dispute.talk.lines, line], dispute.talk)
+    assert found is not None and found.side == CHALLENGER
+
+
+def test_no_answer_is_seen_in_the_transcript() -> None:
+    def silent(line: bytes) -> bytes:
+        if peek(line).kind == "trace":
+            raise Forfeit(RESPONDER, "said nothing for 5 s")
+        return theirs.answer(line)
+
+    theirs = responder(honest(), CHEAT)
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, silent)
+    with pytest.raises(Forfeit):
+        dispute.dispute(3)
+    found = third_person(dispute.talk)
+    assert found is not None and (found.side, found.why) == (RESPONDER, "the last question has no answer")
+
+
+def test_a_refusal_loses() -> None:
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, responder(honest()).answer)
+    with pytest.raises(Forfeit, match="the run ends at 6") as caught:
+        dispute.ask("states", first=0, last=7, root="0" * 64)
+    assert caught.value.side == RESPONDER
+    found = third_person(dispute.talk)
+    assert found is not None and found.side == RESPONDER
+
+
+def test_another_key_proves_nothing_to_others() -> None:
+    """Anybody can write such a line: it ends the talk, and a third person sees that it is not the responder's."""
+    with pytest.raises(Forfeit, match="not by key"):
+        opened(lambda m: m, AUDITOR)
+
+
+def test_an_honest_transcript_has_no_loser() -> None:
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, responder(honest(), CHEAT).answer)
+    found = dispute.dispute(3)
+    dispute.close(found)
+    assert third_person(dispute.talk) is None
+    assert check_transcript(dispute.talk.lines[:-1], dispute.talk.job, dispute.talk.note, KEY.public_key()) is not None
+    assert check_transcript(dispute.talk.lines, "0" * 64, dispute.talk.note, KEY.public_key()) is not None
+
+
+def test_messages_are_bounded_and_canonical() -> None:
+    message = Message("0" * 64, 0, "1" * 64, "open", {"job": "x"})
+    line = seal(message, KEY)
+    assert unseal(line, KEY.public_key()) == message
+    value = json.loads(line)
+    for bad in (
+        line + b" ", line.replace(b'"number":0', b'"number":0.0'), line.replace(b'"kind"', b'"kin"'),
+        line.replace(b'"number":0', b'"number":-1'), b"[]", b"", b"\xff", b"{" * 5000, line * 2,
+    ):  # fmt: skip
+        with pytest.raises(MalformedRunError):
+            unseal(bad, KEY.public_key())
+    value["body"]["content"]["job"] = "y"
+    from rfc8785 import dumps
+
+    with pytest.raises(SignatureError):
+        unseal(dumps(value), KEY.public_key())
+    with pytest.raises(MalformedRunError, match="bytes"):
+        unseal(b"x" * ((64 << 20) + 1), KEY.public_key())
