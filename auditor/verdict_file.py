@@ -2,7 +2,7 @@
 
 1. At most ``MAX_ENVELOPE_BYTES``; a DSSE envelope around canonical JSON: an in-toto statement with a verdict.
 2. Its signature is by the auditor's key, where that is known. Where it isn't, nothing says who wrote it.
-3. Each known field has its type and size; ``verified`` and a first bad step exclude each other.
+3. Each known field has its type and size, and they agree: a verified run has no first bad step, for example.
 4. It is about the run at hand: the job, the last head under the trainer's key, the steps and the model file.
 
 What is not checked: that it is true. Fields that this release does not know are passed over; ``unknown`` names them.
@@ -149,6 +149,8 @@ class Predicate(_Known):
     def _agrees_with_itself(self) -> Predicate:
         if (self.result == VERIFIED) != (self.firstBadStep is None):
             raise ValueError(f"a {self.result} run with first bad step {self.firstBadStep}")
+        if self.result == VERIFIED and not self.replayed:
+            raise ValueError("a verified run of which nothing was replayed")
         if self.result == VERIFIED and self.dispute is not None and "run" in self.dispute.wrong:
             raise ValueError("a verified run whose value a dispute found outside the bound")
         steps = [s for a, b in self.replayed for s in (a, b + 1)]

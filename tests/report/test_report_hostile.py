@@ -169,3 +169,8 @@ def test_flat() -> None:
         deep = {"k": deep}
     assert flat(deep) == [("k.k.k.k.k.k", "…")]
     assert len(flat({str(i): i for i in range(10_000)})) == shown._MOST_ENTRIES + 1
+
+
+def test_long_text_is_cut() -> None:
+    assert plain("a" * 1050, 50) == "a" * 50 + " … (1,000 characters more)"
+    assert visible("<" * 51, 50) == "&lt;" * 50 + " … (1 characters more)"

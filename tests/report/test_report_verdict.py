@@ -62,6 +62,7 @@ MALFORMED: dict[str, dict[str, Any]] = {
     "verified with a bad step": {"firstBadStep": 3},
     "refuted without one": {"result": "refuted"},
     "bad step beyond the end": {"result": "refuted", "firstBadStep": 7},
+    "nothing replayed": {"replayed": []},
     "missing field": {"settled": ...},
     "text for a number": {"settled": "3"},
     "truth for a number": {"entries": True},
