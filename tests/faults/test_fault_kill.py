@@ -65,12 +65,12 @@ def kill_and_resume(run: Path, made: Job, reference: Path, kills: int, seed: int
 
 
 def test_random_kills(tmp_path: Path, long_job: Job, reference: Path) -> None:
-    kill_and_resume(tmp_path / "run", long_job, reference, 8, 1)
+    kill_and_resume(tmp_path / "run", long_job, reference, 10, 1)
 
 
 @pytest.mark.slow
-def test_a_hundred_kills(tmp_path: Path, long_job: Job, reference: Path) -> None:
-    kill_and_resume(tmp_path / "run", long_job, reference, 100, 2)
+def test_two_hundred_kills(tmp_path: Path, long_job: Job, reference: Path) -> None:
+    kill_and_resume(tmp_path / "run", long_job, reference, 200, 2)
 
 
 class Countdown:
