@@ -81,6 +81,7 @@ def test_changed_before_it_is_opened(run: Path, case: str, command: str, monkeyp
     with pytest.raises(VtrainError) as caught:
         vtrain.cli.group.main([command, str(run)], standalone_mode=False)
     assert done and type(caught.value) is error and caught.value.exit_code == 3
+    assert str(done[0].relative_to(run)) in str(caught.value), "found only later"
 
 
 def growing(monkeypatch: Patch, module: object, name: str, data: bytes) -> None:
