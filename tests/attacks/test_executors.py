@@ -172,6 +172,33 @@ def test_worker_opens_each_work_once(long_run: Path) -> None:
     assert bench_module._kept is not kept
 
 
+# ---- what a verdict must not depend on ------------------------------------------------------------------------------
+def test_where_not_everything_is_looked_at_the_nonce_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw of another kind each time would make another verdict of the same audit."""
+    import auditor.examiner as examiner
+
+    monkeypatch.setattr(examiner, "_MOST", 8)
+    run = honest("adaptive16")
+    one, again, other = (audited(run, nonce=nonce).to_json()["freedom"] for nonce in ("a", "a", "b"))
+    assert one == again != other
+    assert audited(run, nonce="a", steps=(3, 4)).to_json()["freedom"] != audited(run, nonce="a").to_json()["freedom"]
+
+
+def test_verdict_does_not_say_where_the_run_lies(long_run: Path, tmp_path: Path) -> None:
+    details = []
+    for name in ("here", "there"):
+        run = copied(long_run, tmp_path / name)
+        with forging(run) as forger:
+            forger.change_checkpoint(
+                3, lambda files: files["model"].update({"1.bias": one_ulp(files["model"]["1.bias"])})
+            )
+        (run / "checkpoints" / "000003" / "model.safetensors").unlink()
+        verdict = audited(run, nonce="mine")
+        assert finding(verdict) == (3, "state")
+        details.append(verdict.detail)
+    assert details[0] == details[1] and "can't be said: checkpoints/000003" in details[0]
+
+
 # ---- any executor ---------------------------------------------------------------------------------------------------
 @dataclass
 class Odd(Executor):
