@@ -175,3 +175,15 @@ def test_file(tmp_path: Path) -> None:
 
 def test_every_field_is_used_or_written() -> None:
     assert Predicate.model_fields.keys() <= {*verdict().predicate(), "repairs", "dispute", "draw", "detectionExact"}
+
+
+def test_one_spelling_of_a_statement(tmp_path: Path) -> None:
+    envelope_ = json.loads(signed(tmp_path / "v", verdict()).read_bytes())
+    payload = base64.b64decode(envelope_["payload"])
+    for data, canonical in ((payload, True), (payload.replace(b'"result":', b'"result": '), False)):
+        (tmp_path / "v").write_bytes(envelope(data))
+        if canonical:
+            assert read(tmp_path / "v", None).signers == ()
+        else:
+            with pytest.raises(VerdictFileError, match="not canonical"):
+                read(tmp_path / "v", None)
