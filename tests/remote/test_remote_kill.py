@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ from trainer.train import resume, train
 from vtrain.errors import BusyError, RunExistsError, StorageError, UsageError
 from vtrain.store import publish
 from vtrain.store.address import Url
-from vtrain.store.objects import Store, open_store
+from vtrain.store.objects import S3Store, Store, open_store
 from vtrain.store.publish import publishing
 from vtrain.store.remote import local_copy
 from vtrain.store.writer import acknowledged_step
@@ -115,7 +118,8 @@ def test_killed_after_each_object(memory: str, monkeypatch: pytest.MonkeyPatch, 
         same_there(url)
         assert ".lock" not in names(url)
     assert seen == sorted(seen)
-    assert set(seen) == {-1, 0, 2, 4, 6}
+    assert set(seen) - {6} == {-1, 0, 2, 4}
+    assert 6 in seen or every > 1  # only the statement is missing
     assert left(surroundings) == []
 
 
@@ -136,14 +140,23 @@ def test_killed_again_while_resuming(memory: str, monkeypatch: pytest.MonkeyPatc
     same_there(url)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_killed_for_good_on_s3(s3: S3Process, share: float) -> None:
-    """SIGKILL, at moments of the uploads that a clock chooses."""
+@pytest.mark.parametrize("uploads", [4, 30, 55])
+def test_killed_for_good_on_s3(s3: S3Process, uploads: int) -> None:
+    """SIGKILL as the n-th upload begins, while others are under way."""
     url = url_of(f"{s3.bucket()}/run")
-    started = time.perf_counter()
-    assert child(partial(train_at, url_of(f"{s3.bucket()}/run"))) == 0
-    whole = time.perf_counter() - started
-    assert child(partial(train_at, url), share * whole) == 9
+
+    def work() -> None:
+        upload, numbers = S3Store.upload, itertools.count()
+
+        def counted(self: S3Store, source: Path, name: str) -> None:
+            if next(numbers) == uploads:
+                os.kill(os.getpid(), signal.SIGKILL)
+            upload(self, source, name)
+
+        S3Store.upload = counted  # type: ignore[method-assign]
+        train_at(url)
+
+    assert child(work) == 9
     acknowledged(url)
     assert child(partial(train_or_resume_at, url)) == 0
     same_there(url)
