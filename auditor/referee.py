@@ -38,7 +38,6 @@ from vtrain.commit.statement import strict_json
 from vtrain.commit.trace import Event, parse_event
 from vtrain.errors import JobError, KeyFileError, ProofError, SignatureError
 from vtrain.rounding.formats import Format, format_by_name
-from vtrain.store.writer import KEY_NAME
 
 BENIGN, REFUTED = "benign", "refuted"
 _CONTAINERS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -147,7 +146,7 @@ def _keys(record: Record, expected: Ed25519PublicKey | None) -> dict[str, Ed2551
 
 
 def _check_run(record: Record, key: Ed25519PublicKey) -> None:
-    head = heads.open_head(record.note, key, KEY_NAME)
+    head = heads.open_head(record.note, key, heads.KEY_NAME)
     if head.job_digest.hex() != record.job:
         raise ProofError(f"record: the head is of job {head.job_digest.hex()}; want {record.job}")
     merkle.verify_inclusion(record.step, head.size, merkle.leaf_hash(record.leaf), record.leaf_proof, head.root)

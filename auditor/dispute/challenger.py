@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from vtrain.errors import MalformedRunError
 from vtrain.store import canonical
 
 Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
-MAX_RECORD_ELEMENTS = 4096
+MAX_RECORD_ELEMENTS = 1024
 RECORD_BYTES = 1 << 20
 NOT_COMMITTED = "the committed state"
 
@@ -212,9 +212,13 @@ class Challenger:
         run = self.talk.event(step, number)
         captured = self._rerun.capture(step, number)
         elements, shown = self._disputed(step, number, captured)
-        parts = _split(elements, captured, run)
-        made = [self._record(step, number, mine, answer, captured, part, shown, len(elements)) for part in parts]
-        findings = [judge(data, self._evidence.key) for data in made]
+        made: list[bytes] = []
+        findings: list[Finding] = []
+        for part in _split(elements, captured, run):
+            made.append(self._record(step, number, mine, answer, captured, part, shown, len(elements)))
+            findings.append(judge(made[-1], self._evidence.key))
+            if findings[-1].wrong:
+                break  # one element outside refutes; for a benign difference every one is judged
         wrong = tuple(side for side in ("run", "other") if any(side in f.wrong for f in findings))
         result = REFUTED if wrong else findings[0].result
         repairs = {} if wrong else {run.args["seq"]: _words(shown, elements)}
@@ -319,21 +323,23 @@ def _needed(captured: Captured, run: Event, elements: Sequence[int]) -> dict[str
     return {name: sorted(blocks) for name, blocks in needed.items()}
 
 
-def _split(elements: np.ndarray, captured: Captured, run: Event) -> list[list[int]]:
-    """The elements in parts whose records have about 1 MiB at most; each part has one element at least."""
-    parts: list[list[int]] = [[]]
+def _split(elements: np.ndarray, captured: Captured, run: Event) -> Iterator[list[int]]:
+    """The elements in parts whose records have 1 MiB at most; each part has one element at least."""
+    width = captured.outputs["value"].header.width
+    part: list[int] = []
     have: dict[str, set[int]] = {}
-    for element in elements[:MAX_RECORD_ELEMENTS].tolist():
-        new = _needed(captured, run, [element])
+    for element in elements.tolist():
+        output = blocks_of([element], width)
+        new = {**_needed(captured, run, [element]), "run's output": output, "other's output": output}
         fresh = sum(len(set(b) - have.get(n, set())) for n, b in new.items()) * BLOCK_BYTES
         used = sum(len(b) for b in have.values()) * BLOCK_BYTES
-        if parts[-1] and used + fresh + 3 * BLOCK_BYTES * len(parts[-1]) ** 0 > RECORD_BYTES * 7 // 8:
-            parts.append([])
-            have = {}
-        parts[-1].append(element)
+        if part and (used + fresh > RECORD_BYTES * 13 // 16 or len(part) == MAX_RECORD_ELEMENTS):
+            yield part
+            part, have = [], {}
+        part.append(element)
         for n, b in new.items():
             have.setdefault(n, set()).update(b)
-    return parts
+    yield part
 
 
 def _words(shown: Shown, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

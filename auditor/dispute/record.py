@@ -92,8 +92,8 @@ class Record:
             "sides": {name: _side(side) for name, side in self.sides.items()},
             "prefix": self.prefix.hex(),
             "shown": {
-                "operands": {name: placed(s) for name, s in self.operands.items()},
-                "outputs": {name: placed(s) for name, s in self.outputs.items()},
+                "operands": {name: placed(s) for name, s in sorted(self.operands.items())},
+                "outputs": {name: placed(s) for name, s in sorted(self.outputs.items())},
             },
             "elements": list(self.elements), "disputed": self.disputed,
             "log": None if self.log is None else dict(self.log),

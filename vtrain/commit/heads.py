@@ -20,6 +20,7 @@ from vtrain.commit.merkle import EMPTY_ROOT, HASH_BYTES, MAX_SIZE, Tree
 from vtrain.errors import EquivocationError, MalformedRunError, SignatureError, TranscriptError, UsageError
 
 JOB_FORMAT = "vtrain-job-v1-sha256"
+KEY_NAME = "vtrain-trainer"  # the name of a trainer's key in the notes that it signs
 # The name under which a trainer signs.
 KEY_NAME = "vtrain-trainer"
 # The signed-note specification wants room for 16 signatures, of up to about 5 kB each.
