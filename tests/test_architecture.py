@@ -67,6 +67,9 @@ LIGHT = {
     "vtrain.commit.statement": ("torch", "zarr"),
     "auditor": ("torch", "zarr"),
     "auditor.verify": ("torch",),
+    "auditor.sample": ("torch", "zarr"),
+    "auditor.progress": ("torch",),
+    "auditor.verdict_check": ("torch",),
     "trainer": ("torch", "zarr", "transformers"),
 }
 

@@ -98,6 +98,13 @@ def test_draws_cannot_be_foreseen_from_the_head() -> None:
     assert binomial_tail(most, 500, 10 / 60) > ALARM / 60
 
 
+@pytest.mark.parametrize("nonce", ["a\nb", "\x1b[2J", "x" * 4097])
+def test_nonces_are_one_line_of_text(nonce: str) -> None:
+    """The note begins after it, and reports print it."""
+    with pytest.raises(UsageError, match="want at most 4096, printable, in one line"):
+        drawn(5, 2, "head", nonce)
+
+
 def naive_caught(total: int, count: int, bad: int) -> Fraction:
     """One draw after the other."""
     missed = Fraction(1)
