@@ -126,6 +126,11 @@ def test_many_operations_are_added_up(tmp_path: Path) -> None:
     found = re.search(r"([\d,]+) other operations logged", words)
     assert found is not None and int(found[1]) > 0
     assert len(re.findall(r"aten\.made\d+x\d+\.default logged", words)) == 40
+    shown = re.findall(r"(?:aten\.made\d+x\d+\.default|other operations) logged ([\d,]+) ([\d,]+) ([\d,]+)", words)
+    evidence = open_run(run)
+    total = table(evidence, list(range(evidence.last_step + 1)))[-1]
+    sums = [sum(int(row[i].replace(",", "")) for row in shown) for i in range(3)]
+    assert sums == [total.sites, total.values, total.entries]
 
 
 def test_corrections(tmp_path: Path) -> None:
