@@ -40,14 +40,14 @@ class _How:
 @click.option("--replay", is_flag=True, help="Dispute RUN with what it wrote alone; its trainer is not asked.")
 @click.option("--steps", help="Dispute steps A:B only; they must begin after a checkpoint.")
 @click.option("--out", type=_file, help="Write the referee's records and the transcript into this directory.")
-@click.option("--program-dir", type=_file, default=Path(), help="What the program's path is relative to.")
+@click.option("--program-dir", type=_file, help="What the program's path is relative to; only files below it are run.")
 @click.option("--key", type=_file, help="Your private key; the trainer's, with --listen. Made for once otherwise.")
 @_key
 @_json
 @profile_option
 def dispute(
     run: Path, listen: str | None, connect: str | None, against: Path | None, replay: bool, steps: str | None,
-    out: Path | None, program_dir: Path, key: Path | None, trainer_key: Path | None, as_json: bool,
+    out: Path | None, program_dir: Path | None, key: Path | None, trainer_key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Narrow a difference down to one operation, and judge it: benign or refuted.
 
@@ -61,7 +61,9 @@ def dispute(
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from auditor.evidence import open_run
+    from auditor.programs import check_program
     from vtrain.commit import keys
+    from vtrain.job import Job
 
     how = _How(listen, connect, against, replay)
     evidence = open_run(run, _public(trainer_key))
@@ -71,15 +73,18 @@ def dispute(
         raise UsageError("--listen needs --key: the key that signed the run")
     signer = Ed25519PrivateKey.generate() if key is None else keys.load_private(key)
     if how.listen is not None:
-        _answer(evidence, program_dir, signer, how.listen)
+        _answer(evidence, program_dir or Path(), signer, how.listen)
         return
+    if isinstance(evidence.job, Job):  # what the run names is run here
+        check_program(evidence.job.program, program_dir, run)
+    folder = program_dir or Path()
     first, last = _steps(steps) or (0, evidence.last_step)
     if not 0 <= first <= last <= evidence.last_step:
         raise UsageError(f"--steps {steps}; the run has 0:{evidence.last_step}")
     if how.against is not None:
-        found = _two_runs(evidence, open_run(how.against), program_dir, signer, out)
+        found = _two_runs(evidence, open_run(how.against), folder, signer, out)
     else:
-        found = _one_run(evidence, program_dir, signer, how.connect, (first, last), out)
+        found = _one_run(evidence, folder, signer, how.connect, (first, last), out)
     _report(found, as_json)
 
 
