@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from auditor.dispute.commitment import Commitment
+from auditor.dispute.exact import Exact, within
 from auditor.dispute.messages import Message, peek, seal
 from auditor.dispute.record import Record, SideProof
 from auditor.dispute.rerun import Captured, Rerun
 from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, shown_in, unhexes
 from auditor.dispute.terms import terms
 from auditor.evidence import Evidence
-from auditor.referee import REFUTED, Finding, judge, parse_site
+from auditor.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_at
 from vtrain.commit import keys, merkle
 from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
 from vtrain.commit.trace import Event, Trace, parse_event
@@ -190,6 +193,8 @@ class Challenger:
         alike = all(getattr(run, part) == getattr(own, part) for part in ("kind", "name", "args", "inputs"))
         if alike and run.kind == "site" and run.args.get("definition") is not None:
             return self._rounding(step, number, mine, answer)
+        if alike and run.kind == "site" and "value" in run.outputs:
+            return self._bounded(step, number)
         return _other(step, number, run, own)
 
     def _against_leaf(self, step: int) -> Difference | None:
@@ -224,6 +229,27 @@ class Challenger:
         repairs = {} if wrong else {run.args["seq"]: _words(shown, elements)}
         why = f"{len(elements)} of {run.name} differ; {'outside' if wrong else 'all within'} the certified bound"
         return Difference(result, wrong, step, number, run.name, why, tuple(made), tuple(findings), repairs)
+
+    def _bounded(self, step: int, number: int) -> Difference:
+        """Two outputs of an operation without an exact definition: within the auditor's own certified bound, or not.
+
+        There is no record: what the operation gives exactly can't be told from a few elements.
+        """
+        run, captured = self.talk.event(step, number), self._rerun.capture(step, number)
+        assert captured.doubt is not None
+        elements, shown = self._disputed(step, number, captured)
+        fmt, (y, w) = parse_site(run.name)[1], captured.doubt
+        values = values_at(shown, elements)
+        inside = [
+            within(float(v), _around(float(y[e]), float(w[e])), fmt, run.args["signed"])
+            for v, e in zip(values, elements.tolist(), strict=True)
+        ]
+        result, wrong = (BENIGN, ()) if all(inside) else (REFUTED, ("run",))
+        why = (
+            f"{len(inside)} of {run.name} differ, {inside.count(False)} outside the certified bound around this side's"
+        )
+        repairs = {} if wrong else {run.args["seq"]: _words(shown, elements)}
+        return Difference(result, wrong, step, number, run.name, why, repairs=repairs)
 
     def _disputed(self, step: int, number: int, captured: Captured) -> tuple[np.ndarray, Shown]:
         """Flat indices of the elements that differ, and the run's blocks that hold them."""
@@ -308,6 +334,11 @@ def _other(step: int, number: int, run: Event, own: Event) -> Difference:
     names = sorted(n for n in {*run.outputs, *own.outputs} if run.outputs.get(n) != own.outputs.get(n))
     why = f"{own.name}: the same arguments, other results ({', '.join(names[:5])}), which no hardware explains"
     return Difference(REFUTED, ("run",), step, number, own.name, why)
+
+
+def _around(y: float, w: float) -> Exact:
+    """The interval that numerics §5 accepts."""
+    return Exact(Fraction(y), Fraction(w)) if math.isfinite(y) and math.isfinite(w) else Exact(y, Fraction(0))
 
 
 def _needed(captured: Captured, run: Event, elements: Sequence[int]) -> dict[str, list[int]]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auditor.cli import _file, _json, _key, _public, _steps
-from vtrain.console import print_json, print_table, profile_option
+from auditor.cli import _file, _json, _key, _outside, _public, _steps
+from vtrain.console import RunPath, download_option, fetched, print_json, print_table, profile_option
 from vtrain.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from auditor.dispute.resolve import Resolution
     from auditor.evidence import Evidence
     from auditor.referee import Finding
+    from vtrain.store.address import Url
 
 
 @dataclass(frozen=True)
 class _How:
     listen: str | None
     connect: str | None
-    against: Path | None
+    against: Path | Url | None
     replay: bool
 
     def __post_init__(self) -> None:
@@ -33,10 +34,11 @@ class _How:
 
 
 @click.command()
-@click.argument("run", type=_file)
+@click.argument("run", type=RunPath())
+@download_option
 @click.option("--listen", metavar="HOST:PORT", help="Answer one challenger there: what a trainer does for its own run.")
 @click.option("--connect", metavar="HOST:PORT", help="Dispute RUN with the trainer that listens there.")
-@click.option("--against", type=_file, metavar="OTHER", help="Find where RUN and another run of its job part.")
+@click.option("--against", type=RunPath(), metavar="OTHER", help="Find where RUN and another run of its job part.")
 @click.option("--replay", is_flag=True, help="Dispute RUN with what it wrote alone; its trainer is not asked.")
 @click.option("--steps", help="Dispute steps A:B only; they must begin after a checkpoint.")
 @click.option("--out", type=_file, help="Write the referee's records and the transcript into this directory.")
@@ -46,7 +48,7 @@ class _How:
 @_json
 @profile_option
 def dispute(
-    run: Path, listen: str | None, connect: str | None, against: Path | None, replay: bool, steps: str | None,
+    run: Path | Url, listen: str | None, connect: str | None, against: Path | Url | None, replay: bool, steps: str | None,
     out: Path | None, program_dir: Path | None, key: Path | None, trainer_key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Narrow a difference down to one operation, and judge it: benign or refuted.
@@ -66,9 +68,9 @@ def dispute(
     from vtrain.job import Job
 
     how = _How(listen, connect, against, replay)
-    evidence = open_run(run, _public(trainer_key))
-    if out is not None and run.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UsageError(f"{out}: is inside the run, which a dispute never modifies")
+    _outside(run, out)
+    path = fetched(run)
+    evidence = open_run(path, _public(trainer_key))
     if how.listen is not None and key is None:
         raise UsageError("--listen needs --key: the key that signed the run")
     signer = Ed25519PrivateKey.generate() if key is None else keys.load_private(key)
@@ -76,13 +78,13 @@ def dispute(
         _answer(evidence, program_dir or Path(), signer, how.listen)
         return
     if isinstance(evidence.job, Job):  # what the run names is run here
-        check_program(evidence.job.program, program_dir, run)
+        check_program(evidence.job.program, program_dir, path)
     folder = program_dir or Path()
     first, last = _steps(steps) or (0, evidence.last_step)
     if not 0 <= first <= last <= evidence.last_step:
         raise UsageError(f"--steps {steps}; the run has 0:{evidence.last_step}")
     if how.against is not None:
-        found = _two_runs(evidence, open_run(how.against), folder, signer, out)
+        found = _two_runs(evidence, open_run(fetched(how.against)), folder, signer, out)
     else:
         found = _one_run(evidence, folder, signer, how.connect, (first, last), out)
     _report(found, as_json)

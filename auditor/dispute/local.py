@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from auditor.dispute.challenger import Challenger, common_prefix
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.responder import Responder
-from auditor.dispute.tracing import Tracer
+from auditor.dispute.tracing import Tracer, doubt_of
 from auditor.evidence import Evidence
 from vtrain.engine.decisions import Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
@@ -36,8 +36,8 @@ class Believer(Tracer):
         out, found, _ = self._decisions.settle(site, y, scale)
         if found is not None and found.fault in _LEGIBLE and log is not None:
             out = _believed(site, y, Decisions.empty().settle(site, y, scale)[0], self._decisions, log)
-        if self.sink is not None:
-            self._site(site, out, log)
+        if self.sink is not None and self.sink.wants():
+            self._site(site, out, log, lambda: doubt_of(y, scale()))
         return out
 
 

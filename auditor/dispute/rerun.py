@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from auditor.dispute.tracing import Sink, Tensors, Tracer, blocks_of_tensor
+from auditor.dispute.tracing import Doubt, Sink, Tensors, Tracer, blocks_of_tensor
 from auditor.evidence import Evidence
 from auditor.replayer import Repairs
 from auditor.replaying import check_table
@@ -31,11 +31,13 @@ class Captured:
     Attributes:
         event: the event.
         inputs, outputs: blocks by name.
+        doubt: of a settled result, before rounding, and its certified half-width; float64, flat.
     """
 
     event: Event
     inputs: dict[str, Blocks] = field(default_factory=dict)
     outputs: dict[str, Blocks] = field(default_factory=dict)
+    doubt: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class _Enough(VtrainError):
@@ -64,12 +66,12 @@ class _Tape:
         self._count += 1
         return False
 
-    def event(self, event: Event, inputs: Tensors, outputs: Tensors) -> None:
+    def event(self, event: Event, inputs: Tensors, outputs: Tensors, doubt: Doubt | None = None) -> None:
         self._count += 1
         if self._capture:
             # clones: the tensors' memory goes on being used
-            held = [{n: blocks_of_tensor(t.clone()) for n, t in part.items()} for part in (inputs, outputs)]
-            self.found = Captured(event, *held)
+            given, made = ({n: blocks_of_tensor(t.clone()) for n, t in part.items()} for part in (inputs, outputs))
+            self.found = Captured(event, given, made, None if doubt is None else doubt())
             raise _Enough
         self.kinds.append(event.kind)
         self.events.append(event.encode())

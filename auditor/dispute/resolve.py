@@ -99,7 +99,7 @@ class Resolver:
             made.repairs[(found.step, seq)] = self._repairs[(found.step, seq)] = repair
             made.listed.append({
                 "step": found.step, "seq": seq, "site": found.operation, "elements": len(repair[0]),
-                "record": hashlib.sha256(found.records[0]).hexdigest(),
+                "record": _first(found),
             })  # fmt: skip
 
     def _keep(self, name: str, data: bytes) -> None:
@@ -114,8 +114,13 @@ def to_json(found: Difference) -> dict[str, Any]:
     return {
         "step": found.step, "event": found.event, "operation": found.operation.split(" ")[0], "site": found.operation,
         "result": found.result, "wrong": list(found.wrong), "why": found.why, "elements": elements,
-        "record": hashlib.sha256(found.records[0]).hexdigest() if found.records else "",
+        "record": _first(found),
     }  # fmt: skip
+
+
+def _first(found: Difference) -> str:
+    """SHA-256 of the first record, hex; empty where there is none."""
+    return hashlib.sha256(found.records[0]).hexdigest() if found.records else ""
 
 
 def _elements(finding: Finding) -> list[dict[str, Any]]:

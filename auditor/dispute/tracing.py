@@ -18,8 +18,11 @@ from vtrain.engine.decisions import Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.errors import Refuted
+from vtrain.rounding.bounds import eta_certified, tau_certified
+from vtrain.rounding.scale import Scale
 
 Tensors = Mapping[str, torch.Tensor]
+Doubt = Callable[[], tuple[torch.Tensor, torch.Tensor]]  # y and w, float64, flat
 
 
 class Sink(Protocol):
@@ -33,8 +36,12 @@ class Sink(Protocol):
         """
         ...
 
-    def event(self, event: Event, inputs: Tensors, outputs: Tensors) -> None:
-        """The next event, with the tensors that its digests are of; outputs change once this returns."""
+    def event(self, event: Event, inputs: Tensors, outputs: Tensors, doubt: Doubt | None = None) -> None:
+        """The next event, with the tensors that its digests are of; they change once this returns.
+
+        Args:
+            doubt: for a settled result, computes what it was before rounding and the certified half-width around it.
+        """
         ...
 
 
@@ -102,7 +109,7 @@ class Tracer(Replayer):
             out = Decisions.empty().settle(site, y, scale)[0]
         out = self._repaired(site, out)
         if self.sink is not None and self.sink.wants():
-            self._site(site, out, log)
+            self._site(site, out, log, lambda: doubt_of(y, scale()))
         return out
 
     def canonical(self, site: Site) -> None:
@@ -110,13 +117,15 @@ class Tracer(Replayer):
         if self.sink is not None and self.sink.wants():
             self.sink.event(Event("site", str(site), {"seq": site.seq, "signed": site.signed}), {}, {})
 
-    def _site(self, site: Site, out: torch.Tensor, log: Mapping[str, bytes] | None) -> None:
+    def _site(self, site: Site, out: torch.Tensor, log: Mapping[str, bytes] | None, doubt: Doubt) -> None:
+        assert self.sink is not None
         definition = None if site.definition is None else site.definition()
         operands = {} if definition is None else {n: t.detach() for n, t in definition.operands.items()}
         exactly = None if definition is None else {"kind": definition.kind, "params": dict(definition.params)}
         args = {"seq": site.seq, "signed": site.signed, "definition": exactly}
-        outputs = {} if log is None else {"log": columns_digest(log)}
-        self._emit("site", str(site), args, operands, {"value": out}, outputs)
+        given = {n: blocks_of_tensor(t).digest for n, t in operands.items()}
+        made = {"value": blocks_of_tensor(out).digest, **({} if log is None else {"log": columns_digest(log)})}
+        self.sink.event(Event("site", str(site), args, given, made), operands, {"value": out}, doubt)
 
     def operation(self, name: str, run: Callable[[tuple, dict], Any], args: tuple, kwargs: dict) -> Any:
         """Run an operation; an event with its arguments as they were before it."""
@@ -136,13 +145,14 @@ class Tracer(Replayer):
             self.sink.event(event, given, results)
         return out
 
-    def _emit(
-        self, kind: str, name: str, args: Mapping[str, Any], inputs: Tensors, outputs: Tensors, more: Mapping[str, str]
-    ) -> None:
-        assert self.sink is not None
-        given = {n: blocks_of_tensor(t).digest for n, t in inputs.items()}
-        made = {n: blocks_of_tensor(t).digest for n, t in outputs.items()}
-        self.sink.event(Event(kind, name, args, given, {**made, **more}), inputs, outputs)
+
+def doubt_of(y: torch.Tensor, scale: Scale) -> tuple[torch.Tensor, torch.Tensor]:
+    """A result before rounding, and the certified half-width that separates two faithful ones (numerics §5)."""
+    if scale.empty is not None:
+        scale = scale.refined(y)  # sums of zeros are zero on any hardware
+    compute = str(y.dtype).removeprefix("torch.")
+    w = tau_certified(scale.kappa, compute) * scale.dense(y) + eta_certified(scale.kappa, compute)
+    return y.reshape(-1).double(), w.reshape(-1)
 
 
 def blocks_of_tensor(t: torch.Tensor) -> Blocks:

@@ -40,10 +40,9 @@ def noted(outcome: Outcome) -> bool:
 
 
 def test_every_choice_is_accepted(runs: Runs) -> None:
-    for name, outcome in runs.items():
-        assert outcome.verdict.verified, (name, outcome.verdict.detail)
+    for name in ("honest", "elsewhere", "cheat"):
+        assert runs[name].verdict.verified, (name, runs[name].verdict.detail)
     assert runs["cheat"].verdict.corrections > 100
-    assert runs["zeros"].verdict.corrections > runs["cheat"].verdict.corrections
     assert runs["cheat"].distance(runs["honest"]) > 10 * runs["elsewhere"].distance(runs["honest"])
 
 
@@ -52,10 +51,16 @@ def test_honest_trainers_are_not_suspected(runs: Runs, name: str) -> None:
     assert p_value(runs[name]) > 0.01 and not noted(runs[name])
 
 
-@pytest.mark.parametrize("name", ["cheat", "zeros"])
-def test_a_chooser_is_noted(runs: Runs, name: str) -> None:
-    assert p_value(runs[name]) < EXCESS * 1e-9 and noted(runs[name])
-    assert f"p = {p_value(runs[name]):.2g}" in str(runs[name].verdict)
+def test_sums_of_zeros_are_no_choice(runs: Runs) -> None:
+    """They are zero on any hardware: a logged value other than that is a violation."""
+    found = runs["zeros"].verdict
+    assert (found.exit_code, found.first_bad_step, found.what) == (1, 1, "log")
+    assert "computed 0.0" in found.detail
+
+
+def test_a_chooser_is_noted(runs: Runs) -> None:
+    assert p_value(runs["cheat"]) < EXCESS * 1e-9 and noted(runs["cheat"])
+    assert f"p = {p_value(runs['cheat']):.2g}" in str(runs["cheat"].verdict)
 
 
 def test_beyond_the_bound_it_is_refuted(tmp_path: Path) -> None:

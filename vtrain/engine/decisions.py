@@ -90,7 +90,13 @@ class Decisions:
         key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
         out = result(y.shape, generic.container(site.fmt))
         geometry = kernels.geometry(y, out, s.shape, site.signed)
-        replayed = kernels.replay(geometry, site.fmt, key, (numel, encoding, narrow, wide), *_bytes(columns))
+        row = (numel, encoding, narrow, wide)
+        replayed = kernels.replay(geometry, site.fmt, key, row, *_bytes(columns))
+        if s.empty is not None and not replayed.fault and bool((y.reshape(-1)[self.taken()] == 0).any()):
+            # Sums of zeros are zero on any hardware: their scale is 0, whatever the norms say.
+            s = s.refined(y)
+            key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
+            replayed = kernels.replay(geometry, site.fmt, key, row, *_bytes(columns))
         return out if device.type == "cpu" else out.to(device), replayed, narrow + wide
 
     def taken(self) -> np.ndarray:
