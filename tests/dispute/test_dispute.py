@@ -17,6 +17,7 @@ from auditor.dispute.tracing import Tracer
 from auditor.evidence import open_run
 from auditor.referee import judge
 from vtrain.demo.forger import one_ulp
+from vtrain.engine.core import Engine
 from vtrain.engine.task import Batch
 from vtrain.errors import BackendError
 
@@ -256,3 +257,27 @@ def test_a_threshold_too_tight_is_repaired(threshold: Any, tmp_path: Path) -> No
     for record in kept:
         finding = judge(record.read_bytes(), KEY.public_key())
         assert (finding.result, finding.wrong) == ("benign", ())
+
+
+@pytest.fixture
+def undefined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No result says what it is exactly, as those of some operations don't."""
+    settle = Engine.settle
+    monkeypatch.setattr(Engine, "settle", lambda self, *a, definition=None, **k: settle(self, *a, **k))
+
+
+def test_benign_without_a_definition(undefined: None, tmp_path: Path) -> None:
+    """Judged by the auditor's own value and bound; no record."""
+    with pytest.MonkeyPatch.context() as patch:
+        recording_elsewhere(patch)
+        run = make(tmp_path / "run", job(policy={"target": "bfloat16", "threshold": "off"}, **WIDE))
+    verdict = audited(run, party=party(run, Elsewhere, tmp_path / "records"))
+    assert verdict.verified, verdict.detail
+    assert len(verdict.repairs) > 2 and {r["record"] for r in verdict.repairs} == {""}
+    assert sorted(p.name for p in (tmp_path / "records").iterdir()) == ["transcript.jsonl"]
+
+
+def test_refuted_without_a_definition(undefined: None) -> None:
+    found = challenger(honest(), changed(3, PRODUCT, ulps(5, 1))).dispute(3)
+    assert found is not None and (found.result, found.wrong, found.records) == ("refuted", ("run",), ())
+    assert "1 outside the certified bound around this side's" in found.why
