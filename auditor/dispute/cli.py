@@ -49,7 +49,8 @@ class _How:
 @profile_option
 def dispute(
     run: Path | Url, listen: str | None, connect: str | None, against: Path | Url | None, replay: bool,
-    steps: str | None, out: Path | None, program_dir: Path | None, key: Path | None, trainer_key: Path | None, as_json: bool,
+    steps: str | None, out: Path | None, program_dir: Path | None, key: Path | None, trainer_key: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Narrow a difference down to one operation, and judge it: benign or refuted.
 
