@@ -10,8 +10,10 @@ It needs no run, no data, no model code and no trust in either side:
    operation is agreed.
 5. Both events are of one result: the same operation, definition and operands; only the outputs differ.
 6. The blocks shown are those of the operands and outputs that the events commit to.
-7. Each disputed element is evaluated exactly from its operands (``dispute.exact``), and each side's value compared with
-   the certified bound. A side is wrong if any of its values lies outside; if neither is, the difference is benign.
+7. A rounding: each disputed element is evaluated exactly from its operands (``dispute.exact``), and each side's value
+   compared with the certified bound. A side is wrong if any of its values lies outside; if neither is, the difference
+   is benign. Another operation has the same bits on every machine: it is done again (``dispute.recompute``; this alone
+   needs PyTorch), and a side is wrong if its results are not these.
 
 What is not checked: that a key is whose it is said to be (pass the trainer's), that the step's other operations are
 right, and that no further element differs (``disputed`` is what the challenger says).
@@ -119,15 +121,25 @@ def judge(data: bytes, trainer_key: Ed25519PublicKey | None = None) -> Finding:
     public = _keys(record, trainer_key)
     _check_run(record, public["trainer"])
     events = _events(record, public)
+    _agreed(events)
+    if record.job_text is not None:
+        return _done_again(record, events, public)
     site = _agreed_site(events)
     _check_blocks(record, events)
     elements = tuple(_judged(record, site))
     wrong = tuple(
         name for name in SIDES if not all(e.run_within if name == "run" else e.other_within for e in elements)
     )
+    return _finding(record, public, site.text, wrong, elements)
+
+
+def _finding(
+    record: Record, public: Mapping[str, Ed25519PublicKey], what: str, wrong: tuple[str, ...],
+    elements: tuple[Element, ...] = (),
+) -> Finding:  # fmt: skip
     ids = {name: keys.key_id(key) for name, key in public.items()}
     return Finding(
-        REFUTED if wrong else BENIGN, wrong, record.job, record.step, record.event, site.text, elements,
+        REFUTED if wrong else BENIGN, wrong, record.job, record.step, record.event, what, elements,
         record.disputed, ids, ids["run"] == ids["trainer"],
     )  # fmt: skip
 
@@ -201,11 +213,39 @@ def parse_site(text: str) -> tuple[str, Format, tuple[int, ...]]:
     return name, found, shape
 
 
-def _agreed_site(events: Mapping[str, Event]) -> _Site:
+def _agreed(events: Mapping[str, Event]) -> None:
     run, other = events["run"], events["other"]
     for part in ("kind", "name", "args", "inputs"):
         if getattr(run, part) != getattr(other, part):
-            raise ProofError(f"record: the two events differ in {part}: no dispute about a rounding")
+            raise ProofError(f"record: the two events differ in {part}: not two results of one operation")
+
+
+def _done_again(record: Record, events: Mapping[str, Event], public: Mapping[str, Ed25519PublicKey]) -> Finding:
+    """Judge an operation without rounding freedom by doing it."""
+    from vtrain.job import Job, job_digest, parse_canonical
+    from vtrain.store import canonical
+
+    text = (record.job_text or "").encode()
+    if job_digest(text).hex() != record.job:
+        raise ProofError("record: its job is not the one that the head is of")
+    job = parse_canonical(text, canonical.loads(text, where="job", floats=True), "job")
+    run = events["run"]
+    if run.kind != "op" or run.outputs == events["other"].outputs:
+        raise ProofError(f"record: event {run.name[:100]!r} is no operation with two results")
+    if record.operands.keys() != run.inputs.keys():
+        raise ProofError(f"record: shows tensors {sorted(record.operands)}; the event has {sorted(run.inputs)}"[:300])
+    for name, shown in record.operands.items():
+        shown.check(run.inputs[name], f"argument {name!r}")
+    from auditor.dispute.recompute import outputs
+
+    seed = job.train.seed if isinstance(job, Job) else job.seed
+    mine = outputs(run, record.operands, job.policy, seed, record.step)
+    wrong = tuple(name for name in SIDES if dict(events[name].outputs) != mine)
+    return _finding(record, public, run.name, wrong)
+
+
+def _agreed_site(events: Mapping[str, Event]) -> _Site:
+    run = events["run"]
     definition = run.args.get("definition")
     if run.kind != "site" or not isinstance(definition, dict) or definition.keys() != {"kind", "params"}:
         raise ProofError(f"record: event {run.name[:100]!r} has no exact definition; it is judged by doing it again")

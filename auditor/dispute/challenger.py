@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -26,12 +26,13 @@ from auditor.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_
 from vtrain.commit import keys, merkle
 from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
 from vtrain.commit.trace import Event, Trace, parse_event
-from vtrain.errors import MalformedRunError
+from vtrain.errors import MalformedRunError, UnsupportedError
 from vtrain.store import canonical
 
 Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
 MAX_RECORD_ELEMENTS = 1024
 RECORD_BYTES = 1 << 20
+MAX_OPERATION_BYTES = 48 << 20  # of all arguments of an operation that a record shows in full
 NOT_COMMITTED = "the committed state"
 
 
@@ -195,7 +196,47 @@ class Challenger:
             return self._rounding(step, number, mine, answer)
         if alike and run.kind == "site" and "value" in run.outputs:
             return self._bounded(step, number)
+        if alike and run.kind == "op":
+            return self._done_again(step, number, mine, answer, own)
         return _other(step, number, run, own)
+
+    def _done_again(self, step: int, number: int, mine: Trace, answer: Mapping[str, Any], own: Event) -> Difference:
+        """Two results of an operation that has the same bits on every machine."""
+        found = _other(step, number, self.talk.event(step, number), own)
+        captured = self._rerun.capture(step, number)
+        job = self._evidence.job
+        sizes = [b.header.nbytes for b in captured.inputs.values()]
+        if sum(sizes) > MAX_OPERATION_BYTES or 0 in sizes:
+            return replace(found, why=f"{found.why}; no record: {sum(sizes)} bytes of arguments")
+        shown = {n: b.show(range(b.header.count)) for n, b in captured.inputs.items()}
+        record = Record(
+            **self._proved(step, number, mine, answer), operands=shown, outputs={}, elements=(), disputed=0,
+            job_text=job.canonical().decode(),
+        ).encode()  # fmt: skip
+        try:
+            finding = judge(record, self._evidence.key)
+        except UnsupportedError as error:  # random draws, and operations with logged results inside
+            return replace(found, why=f"{found.why}; no record: {error}")
+        return replace(found, wrong=finding.wrong, records=(record,), findings=(finding,))
+
+    def _proved(self, step: int, number: int, mine: Trace, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """What every record has: the run, both sides, and that they agree up to the event."""
+        evidence = self._evidence
+        sides = {
+            "run": SideProof(
+                self._commitment(RESPONDER, step), answer["event"].encode(), unhexes(answer["inclusion"]),
+                unhexes(answer["consistency"]),
+            ),
+            "other": SideProof(
+                self._commitment(CHALLENGER, step), mine.events[number], mine.tree.inclusion_proof(number),
+                mine.tree.consistency_proof(number),
+            ),
+        }  # fmt: skip
+        return {
+            "job": self.talk.job, "step": step, "event": number, "note": evidence.notes[-1],
+            "leaf": canonical.dumps(evidence.leaves[step].to_json()), "leaf_proof": evidence.tree.inclusion_proof(step),
+            "keys": self._public(), "sides": sides, "prefix": mine.tree.root(number),
+        }  # fmt: skip
 
     def _against_leaf(self, step: int) -> Difference | None:
         """Where both traces agree: the leaf must be what they end with."""
@@ -273,28 +314,17 @@ class Challenger:
         self, step: int, number: int, mine: Trace, answer: Mapping[str, Any], captured: Captured,
         elements: Sequence[int], shown: Shown, disputed: int,
     ) -> bytes:  # fmt: skip
-        evidence, run = self._evidence, self.talk.event(step, number)
+        run = self.talk.event(step, number)
         needed = _needed(captured, run, elements)
         blocks = blocks_of(elements, shown.header.width)
         where = {"step": step, "event": number, "part": "outputs", "name": "value"}
         theirs = shown_in(self.ask("blocks", **where, blocks=blocks), blocks)
         log = self._columns(step, number, run)
-        sides = {
-            "run": SideProof(
-                self._commitment(RESPONDER, step), answer["event"].encode(), unhexes(answer["inclusion"]),
-                unhexes(answer["consistency"]),
-            ),
-            "other": SideProof(
-                self._commitment(CHALLENGER, step), mine.events[number], mine.tree.inclusion_proof(number),
-                mine.tree.consistency_proof(number),
-            ),
-        }  # fmt: skip
         return Record(
-            self.talk.job, step, number, evidence.notes[-1], canonical.dumps(evidence.leaves[step].to_json()),
-            evidence.tree.inclusion_proof(step),
-            self._public(), sides,
-            mine.tree.root(number), {n: captured.inputs[n].show(b) for n, b in needed.items()},
-            {"run": theirs, "other": captured.outputs["value"].show(blocks)}, [int(e) for e in elements], disputed, log,
+            **self._proved(step, number, mine, answer),
+            operands={n: captured.inputs[n].show(b) for n, b in needed.items()},
+            outputs={"run": theirs, "other": captured.outputs["value"].show(blocks)},
+            elements=[int(e) for e in elements], disputed=disputed, log=log,
         ).encode()  # fmt: skip
 
     def _public(self) -> dict[str, str]:

@@ -10,7 +10,9 @@ header:
   events before it (``prefix``, a root) are the other side's too;
 - ``shown``: blocks of the operands and of both outputs, each with its proof;
 - ``elements``: the disputed elements that are shown; ``disputed``: how many there are in all;
-- ``log``: the columns of the run's decisions at this site, base64, or null.
+- ``log``: the columns of the run's decisions at this site, base64, or null;
+- ``job_text``: null for a disputed rounding. For an operation without rounding freedom the run's job, canonical JSON,
+  which says how to do it again; its tensors are then shown in full, and neither outputs nor elements.
 
 The two sides are called ``run`` and ``other``. Where the trainer answered itself, the run's side has its key.
 """
@@ -32,9 +34,10 @@ MAGIC = b"vtrain-record-v1\n"
 MAX_RECORD_BYTES = 64 << 20
 MAX_HEADER_BYTES = 16 << 20
 MAX_ELEMENTS = 100_000
+MAX_TENSORS = 4096
 SIDES = ("run", "other")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_FIELDS = {"job", "step", "event", "run", "keys", "sides", "prefix", "shown", "elements", "disputed", "log"}
+_FIELDS = {"job", "step", "event", "run", "keys", "sides", "prefix", "shown", "elements", "disputed", "log", "job_text"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Record:
     elements: Sequence[int]
     disputed: int
     log: Mapping[str, str] | None = field(default=None)
+    job_text: str | None = None
 
     def encode(self) -> bytes:
         """The file's bytes."""
@@ -96,7 +100,7 @@ class Record:
                 "outputs": {name: placed(s) for name, s in sorted(self.outputs.items())},
             },
             "elements": list(self.elements), "disputed": self.disputed,
-            "log": None if self.log is None else dict(self.log),
+            "log": None if self.log is None else dict(self.log), "job_text": self.job_text,
         }  # fmt: skip
         return MAGIC + rfc8785.dumps(head) + b"\n" + bytes(blob)
 
@@ -142,19 +146,21 @@ def _record(v: dict[str, Any], blob: memoryview) -> Record:
     run = _fields(v["run"], {"note", "leaf", "proof"}, "run")
     shown = _fields(v["shown"], {"operands", "outputs"}, "shown")
     elements = v["elements"]
-    if not isinstance(elements, list) or not 0 < len(elements) <= MAX_ELEMENTS:
-        raise ProofError(f"record: want 1 to {MAX_ELEMENTS} elements")
+    again = v["job_text"] is not None
+    if not isinstance(elements, list) or not int(not again) <= len(elements) <= (0 if again else MAX_ELEMENTS):
+        raise ProofError(f"record: want 1 to {MAX_ELEMENTS} elements of a rounding, none of another operation")
     numbers = [v["step"], v["event"], v["disputed"], *elements]
     if not all(type(n) is int and 0 <= n < 2**53 for n in numbers) or elements != sorted(set(elements)):
         raise ProofError("record: step, event and elements are numbers, the elements ascending")
-    if not all(isinstance(t, str) for t in (run["note"], run["leaf"])):
+    if not all(isinstance(t, str) for t in (run["note"], run["leaf"], v["job_text"] or "")):
         raise ProofError("record: note and leaf are texts")
     keys, sides = _fields(v["keys"], {"trainer", *SIDES}, "keys"), _fields(v["sides"], set(SIDES), "sides")
     return Record(
         _hash(v["job"]).hex(), v["step"], v["event"], run["note"], run["leaf"].encode(), _proof(run["proof"]), keys,
         {name: _parse_side(side) for name, side in sides.items()}, _hash(v["prefix"]),
-        _all_shown(shown["operands"], blob), _all_shown(_fields(shown["outputs"], set(SIDES), "outputs"), blob),
-        elements, v["disputed"], _log(v["log"]),
+        _all_shown(shown["operands"], blob),
+        _all_shown(_fields(shown["outputs"], set() if again else set(SIDES), "outputs"), blob),
+        elements, v["disputed"], _log(v["log"]), v["job_text"],
     )  # fmt: skip
 
 
@@ -184,8 +190,8 @@ def _parse_side(value: Any) -> SideProof:
 
 
 def _all_shown(value: Any, blob: memoryview) -> dict[str, Shown]:
-    if not isinstance(value, dict) or len(value) > 8:
-        raise ProofError("record: shown tensors are an object of at most 8")
+    if not isinstance(value, dict) or len(value) > MAX_TENSORS:
+        raise ProofError(f"record: shown tensors are an object of at most {MAX_TENSORS}")
     return {name: _parse_shown(item, blob) for name, item in value.items()}
 
 

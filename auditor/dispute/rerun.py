@@ -52,13 +52,15 @@ class _Tape:
     """
 
     def __init__(self, first: int = 0, known: Sequence[str] = (), capture: bool = False) -> None:
-        self._first, self._known, self._capture = first, known, capture
+        self._first, self._known, self.keeps = first, known, capture
         self._count = 0
         self.events: list[bytes] = []
         self.kinds: list[str] = []
         self.found: Captured | None = None
 
     def wants(self, ahead: bool = False) -> bool:
+        if self.found is not None:
+            return False  # what contexts do while the replay is being left
         if ahead:  # its own event is the next one of its kind
             return self._count >= self._first or "op" not in self._known[self._count : self._first]
         if self._count >= self._first:
@@ -68,7 +70,7 @@ class _Tape:
 
     def event(self, event: Event, inputs: Tensors, outputs: Tensors, doubt: Doubt | None = None) -> None:
         self._count += 1
-        if self._capture:
+        if self.keeps:
             # clones: the tensors' memory goes on being used
             given, made = ({n: blocks_of_tensor(t.clone()) for n, t in part.items()} for part in (inputs, outputs))
             self.found = Captured(event, given, made, None if doubt is None else doubt())

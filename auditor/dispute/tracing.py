@@ -26,7 +26,13 @@ Doubt = Callable[[], tuple[torch.Tensor, torch.Tensor]]  # y and w, float64, fla
 
 
 class Sink(Protocol):
-    """What becomes of a trace's events."""
+    """What becomes of a trace's events.
+
+    Attributes:
+        keeps: whether it keeps tensors, and not only their digests.
+    """
+
+    keeps: bool
 
     def wants(self, ahead: bool = False) -> bool:
         """Whether the next event is wanted; one that is not is only counted, which spares its digests.
@@ -132,15 +138,17 @@ class Tracer(Replayer):
         if self.sink is None:
             return run(args, kwargs)
         given: dict[str, torch.Tensor] = {}
-        plain = {"args": _plain(args, given, ""), "kwargs": _plain(kwargs, given, "")}
+        plain = {"args": plain_arguments(args, given, ""), "kwargs": plain_arguments(kwargs, given, "")}
         wanted = self.sink.wants(ahead=True)
+        if wanted and self.sink.keeps:
+            given = {n: t.clone() for n, t in given.items()}  # the operation may overwrite them
         inputs = {n: blocks_of_tensor(t).digest for n, t in given.items()} if wanted else {}
         out = run(args, kwargs)
         if ".empty" in name or ".new_empty" in name:
             out.zero_()  # memory that was never written would differ from one replay to the next
         if self.sink.wants():
             results: dict[str, torch.Tensor] = {}
-            _plain(out, results, "")
+            plain_arguments(out, results, "")
             event = Event("op", name, plain, inputs, {n: blocks_of_tensor(t).digest for n, t in results.items()})
             self.sink.event(event, given, results)
         return out
@@ -171,15 +179,17 @@ def _prefixed(prefix: str, values: Mapping[str, str]) -> dict[str, str]:
     return {f"{prefix}:{name}": value for name, value in values.items()}
 
 
-def _plain(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
+def plain_arguments(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
     """Arguments as JSON without floats; tensors by name, and put into ``tensors``."""
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach()
         return {"tensor": path}
     if isinstance(value, dict):
-        return {"dict": {str(k): _plain(v, tensors, f"{path}.{k}".strip(".")) for k, v in sorted(value.items())}}
+        return {
+            "dict": {str(k): plain_arguments(v, tensors, f"{path}.{k}".strip(".")) for k, v in sorted(value.items())}
+        }
     if isinstance(value, list | tuple):
-        return [_plain(v, tensors, f"{path}.{i}".strip(".")) for i, v in enumerate(value)]
+        return [plain_arguments(v, tensors, f"{path}.{i}".strip(".")) for i, v in enumerate(value)]
     if isinstance(value, float):
         return {"float": value.hex() if math.isfinite(value) else repr(value)}
     if value is None or isinstance(value, bool):

@@ -141,12 +141,62 @@ class OtherOperation(Tracer):
         return super().operation(name, dishonest, args, kwargs)
 
 
-def test_a_deterministic_operation() -> None:
-    dispute = challenger(honest(), OtherOperation)
-    found = dispute.dispute(4)
+@pytest.mark.parametrize("theirs,mine,wrong", [(True, False, "run"), (False, True, "other")])
+def test_an_operation_without_rounding_freedom(theirs: bool, mine: bool, wrong: str) -> None:
+    """The record holds its arguments in full; whoever has PyTorch does it again."""
+    sides = [OtherOperation if cheats else Tracer for cheats in (theirs, mine)]
+    found = challenger(honest(), *sides).dispute(4)
     assert found is not None
-    assert (found.result, found.operation, found.records) == ("refuted", "aten.relu.default", ())
+    assert (found.result, found.operation, found.wrong) == ("refuted", "aten.relu.default", (wrong,))
     assert "the same arguments, other results" in found.why
+    finding = judge(found.records[0], KEY.public_key())
+    assert (finding.result, finding.wrong, finding.site, finding.elements) == ("refuted", (wrong,), found.operation, ())
+
+
+class EveryOperation(Tracer):
+    """Changes the last bit of the first result of operation number ``at`` of step 4."""
+
+    at = 0
+    count = 0
+
+    def begin_step(self, step: int, batch: Any) -> None:
+        self.count = 0
+        super().begin_step(step, batch)
+
+    def operation(self, name: str, run: Any, args: tuple, kwargs: dict) -> Any:
+        self.count += 1
+        number = self.count
+
+        def dishonest(a: tuple, k: dict) -> Any:
+            out = run(a, k)
+            first = out[0] if isinstance(out, tuple) else out
+            if self.sink is not None and number == self.at and isinstance(first, torch.Tensor):
+                flip_last_bit(first)
+            return out
+
+        return super().operation(name, dishonest, args, kwargs)
+
+
+def flip_last_bit(x: torch.Tensor) -> None:
+    """Of its first float32 element, unseen by autograd."""
+    if x.dtype is torch.float32 and x.numel() and x.is_contiguous():
+        x.data.view(-1).view(torch.int32)[0] ^= 1
+
+
+def test_every_kind_of_operation_can_be_done_again() -> None:
+    """A bit of the result of each operation in turn: found, and with a record where it is no random draw."""
+    recorded, seen = set(), set()
+    for at in range(1, 140, 3):
+        cheat = type("Cheat", (EveryOperation,), {"at": at})
+        found = challenger(honest(), cheat).dispute(4)
+        if found is None:
+            continue
+        assert (found.result, found.wrong) == ("refuted", ("run",))
+        seen.add(found.operation)
+        for record in found.records:
+            assert judge(record, KEY.public_key()).wrong == ("run",)
+            recorded.add(found.operation)
+    assert len(recorded) > 12, (recorded, seen - recorded)
 
 
 class Skipped(Tracer):
