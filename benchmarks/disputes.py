@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from auditor.dispute.challenger import Challenger, Difference
+from auditor.dispute.challenger import Challenger
+from auditor.dispute.difference import Difference
 from auditor.dispute.rerun import Captured
 from auditor.dispute.responder import Responder
 from auditor.referee import judge

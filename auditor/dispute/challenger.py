@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from auditor.dispute.commitment import Commitment
-from auditor.dispute.exact import Exact, within
+from auditor.dispute.difference import NOT_COMMITTED, Difference, other_results
+from auditor.dispute.exact import within
 from auditor.dispute.messages import Message, peek, seal
+from auditor.dispute.parts import RECORD_BYTES, around, needed_blocks, split, words
 from auditor.dispute.record import Record, SideProof
 from auditor.dispute.rerun import Captured, Rerun
 from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, shown_in, unhexes
-from auditor.dispute.terms import terms
 from auditor.evidence import Evidence
 from auditor.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_at
 from vtrain.commit import keys, merkle
@@ -30,36 +29,7 @@ from vtrain.errors import MalformedRunError, UnsupportedError
 from vtrain.store import canonical
 
 Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
-MAX_RECORD_ELEMENTS = 1024
-RECORD_BYTES = 1 << 20
 MAX_OPERATION_BYTES = 48 << 20  # of all arguments of an operation that a record shows in full
-NOT_COMMITTED = "the committed state"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference, narrowed down and judged.
-
-    Attributes:
-        result: ``benign`` or ``refuted``.
-        wrong: who is wrong: ``run``, ``other``, both, or nobody.
-        step, event: where; -1 for an event where no operation can be named.
-        operation: what the first differing event is of.
-        why: one line for people.
-        records: referee's records, each complete in itself; none where no arithmetic is disputed.
-        findings: what the referee found in them.
-        repairs: for a benign one the elements to repair and their words, by number of the result.
-    """
-
-    result: str
-    wrong: tuple[str, ...]
-    step: int
-    event: int
-    operation: str
-    why: str
-    records: tuple[bytes, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    repairs: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def common_prefix(mine: int, theirs: int, same: Callable[[int], bool]) -> int:
@@ -198,11 +168,11 @@ class Challenger:
             return self._bounded(step, number)
         if alike and run.kind == "op":
             return self._done_again(step, number, mine, answer, own)
-        return _other(step, number, run, own)
+        return other_results(step, number, run, own)
 
     def _done_again(self, step: int, number: int, mine: Trace, answer: Mapping[str, Any], own: Event) -> Difference:
         """Two results of an operation that has the same bits on every machine."""
-        found = _other(step, number, self.talk.event(step, number), own)
+        found = other_results(step, number, self.talk.event(step, number), own)
         captured = self._rerun.capture(step, number)
         job = self._evidence.job
         sizes = [b.header.nbytes for b in captured.inputs.values()]
@@ -260,14 +230,14 @@ class Challenger:
         elements, shown = self._disputed(step, number, captured)
         made: list[bytes] = []
         findings: list[Finding] = []
-        for part in _split(elements, captured, run):
+        for part in split(elements, captured, run):
             made.append(self._record(step, number, mine, answer, captured, part, shown, len(elements)))
             findings.append(judge(made[-1], self._evidence.key))
             if findings[-1].wrong:
                 break  # one element outside refutes; for a benign difference every one is judged
         wrong = tuple(side for side in ("run", "other") if any(side in f.wrong for f in findings))
         result = REFUTED if wrong else findings[0].result
-        repairs = {} if wrong else {run.args["seq"]: _words(shown, elements)}
+        repairs = {} if wrong else {run.args["seq"]: words(shown, elements)}
         why = f"{len(elements)} of {run.name} differ; {'outside' if wrong else 'all within'} the certified bound"
         return Difference(result, wrong, step, number, run.name, why, tuple(made), tuple(findings), repairs)
 
@@ -282,14 +252,14 @@ class Challenger:
         fmt, (y, w) = parse_site(run.name)[1], captured.doubt
         values = values_at(shown, elements)
         inside = [
-            within(float(v), _around(float(y[e]), float(w[e])), fmt, run.args["signed"])
+            within(float(v), around(float(y[e]), float(w[e])), fmt, run.args["signed"])
             for v, e in zip(values, elements.tolist(), strict=True)
         ]
         result, wrong = (BENIGN, ()) if all(inside) else (REFUTED, ("run",))
         why = (
             f"{len(inside)} of {run.name} differ, {inside.count(False)} outside the certified bound around this side's"
         )
-        repairs = {} if wrong else {run.args["seq"]: _words(shown, elements)}
+        repairs = {} if wrong else {run.args["seq"]: words(shown, elements)}
         return Difference(result, wrong, step, number, run.name, why, repairs=repairs)
 
     def _disputed(self, step: int, number: int, captured: Captured) -> tuple[np.ndarray, Shown]:
@@ -315,7 +285,7 @@ class Challenger:
         elements: Sequence[int], shown: Shown, disputed: int,
     ) -> bytes:  # fmt: skip
         run = self.talk.event(step, number)
-        needed = _needed(captured, run, elements)
+        needed = needed_blocks(captured, run, elements)
         blocks = blocks_of(elements, shown.header.width)
         where = {"step": step, "event": number, "part": "outputs", "name": "value"}
         theirs = shown_in(self.ask("blocks", **where, blocks=blocks), blocks)
@@ -352,59 +322,3 @@ class Challenger:
         record = difference.records[0] if difference and difference.records else b""
         result = "same" if difference is None else difference.result
         self.ask("close", result=result, record=hashlib.sha256(record).hexdigest())
-
-
-def _other(step: int, number: int, run: Event, own: Event) -> Difference:
-    """A difference that no rounding explains: its operation is deterministic, or is not the same operation."""
-    for part in ("kind", "name", "args", "inputs"):
-        mine, theirs = getattr(own, part), getattr(run, part)
-        if mine != theirs:
-            why = f"{part} of event {number}: {str(theirs)[:200]} in the run, {str(mine)[:200]} here"
-            return Difference(REFUTED, ("run",), step, number, own.name, why)
-    names = sorted(n for n in {*run.outputs, *own.outputs} if run.outputs.get(n) != own.outputs.get(n))
-    why = f"{own.name}: the same arguments, other results ({', '.join(names[:5])}), which no hardware explains"
-    return Difference(REFUTED, ("run",), step, number, own.name, why)
-
-
-def _around(y: float, w: float) -> Exact:
-    """The interval that numerics §5 accepts."""
-    return Exact(Fraction(y), Fraction(w)) if math.isfinite(y) and math.isfinite(w) else Exact(y, Fraction(0))
-
-
-def _needed(captured: Captured, run: Event, elements: Sequence[int]) -> dict[str, list[int]]:
-    """Blocks of each operand that the elements depend on; at least one each, for its header."""
-    shapes = {name: blocks.header.shape for name, blocks in captured.inputs.items()}
-    definition, shape = run.args["definition"], parse_site(run.name)[2]
-    needed: dict[str, set[int]] = {name: {0} for name in shapes}
-    for element in elements:
-        found = terms(definition["kind"], definition["params"], shapes, shape, int(element))
-        for name, index in found.reads:
-            width = captured.inputs[name].header.width
-            needed[name].update(np.unique(index * width // BLOCK_BYTES).tolist())
-    return {name: sorted(blocks) for name, blocks in needed.items()}
-
-
-def _split(elements: np.ndarray, captured: Captured, run: Event) -> Iterator[list[int]]:
-    """The elements in parts whose records have 1 MiB at most; each part has one element at least."""
-    width = captured.outputs["value"].header.width
-    part: list[int] = []
-    have: dict[str, set[int]] = {}
-    for element in elements.tolist():
-        output = blocks_of([element], width)
-        new = {**_needed(captured, run, [element]), "run's output": output, "other's output": output}
-        fresh = sum(len(set(b) - have.get(n, set())) for n, b in new.items()) * BLOCK_BYTES
-        used = sum(len(b) for b in have.values()) * BLOCK_BYTES
-        if part and (used + fresh > RECORD_BYTES * 13 // 16 or len(part) == MAX_RECORD_ELEMENTS):
-            yield part
-            part, have = [], {}
-        part.append(element)
-        for n, b in new.items():
-            have.setdefault(n, set()).update(b)
-    yield part
-
-
-def _words(shown: Shown, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The run's elements as words of their container."""
-    width = shown.header.width
-    raw = b"".join(shown.bytes_at(int(e) * width, width) for e in elements)
-    return elements, np.frombuffer(raw, f"<u{width}")

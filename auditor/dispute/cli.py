@@ -14,7 +14,7 @@ from vtrain.console import RunPath, download_option, fetched, print_json, print_
 from vtrain.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from auditor.dispute.challenger import Difference
+    from auditor.dispute.difference import Difference
     from auditor.dispute.resolve import Resolution
     from auditor.evidence import Evidence
     from auditor.referee import Finding
@@ -147,7 +147,7 @@ def _two_runs(evidence: Evidence, other: Evidence, directory: Path, key: Any, ou
 
 def _only_certified(evidence: Evidence, found: Difference | None) -> None:
     """Without its trainer, a run is only held to what certified thresholds promise."""
-    from auditor.dispute.challenger import NOT_COMMITTED
+    from auditor.dispute.difference import NOT_COMMITTED
 
     kind = evidence.job.policy.parsed_threshold.kind
     if found is not None and found.operation == NOT_COMMITTED and kind != "certified":

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from auditor.dispute.challenger import Challenger, Difference
+from auditor.dispute.challenger import Challenger
+from auditor.dispute.difference import Difference
 from auditor.dispute.rules import Forfeit
 from auditor.referee import REFUTED, Finding
 from auditor.replayer import Repairs
