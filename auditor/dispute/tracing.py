@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from auditor.dispute.commitment import columns_digest
+from auditor.dispute.terms import FUNCTIONS
 from auditor.replayer import Repairs, Replayer
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.digest import TensorBytes
@@ -126,6 +127,8 @@ class Tracer(Replayer):
     def _site(self, site: Site, out: torch.Tensor, log: Mapping[str, bytes] | None, doubt: Doubt) -> None:
         assert self.sink is not None
         definition = None if site.definition is None else site.definition()
+        if definition is not None and definition.kind == "function" and definition.params["name"] not in FUNCTIONS:
+            definition = None  # a function that no referee knows
         operands = {} if definition is None else {n: t.detach() for n, t in definition.operands.items()}
         exactly = None if definition is None else {"kind": definition.kind, "params": dict(definition.params)}
         args = {"seq": site.seq, "signed": site.signed, "definition": exactly}
