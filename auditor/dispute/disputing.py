@@ -36,6 +36,8 @@ class Party:
     records: Path | None = None
 
 
+# What an audit compares with the run's own records, which no rounding changes.
+_OF_THE_RUN = ("data", "log", "scalars", "sites", "steps")
 Replay = Callable[[Any, dict[Any, Any]], "Found"]  # a segment, with repairs
 
 
@@ -58,7 +60,8 @@ class Judge:
         """What becomes of a segment's replay.
 
         Raises:
-            BackendError: it is this machine that computes outside the certified bound.
+            BackendError: it is this machine that computes outside the certified bound, or that sees a difference which
+                it does not see again.
             Forfeit: this side broke a rule of the dispute.
         """
         if found.difference is None or self._party is None:
@@ -74,6 +77,11 @@ class Judge:
             if "run" not in made.refuted.wrong:
                 raise BackendError(f"the dispute went against this machine: {made.refuted.why}")
             return _refuted(found, made)
+        if not made.found:
+            # Both replays agree, against what the run itself says of its batches, decisions, scalars or results.
+            if found.difference[1] in _OF_THE_RUN:
+                return found
+            raise BackendError(f"the difference in step {suspect} is not found again: {found.difference[2]}")
         again = self._replay(segment, self._repairs)
         again.repairs = made.listed
         return again

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from parties import AUDITOR, Elsewhere, challenger, changed, party, recording_elsewhere, responder, ulps
-from run_helpers import HERE, KEY, audited, forging, honest, job, make
+from run_helpers import HERE, KEY, audited, copied, forging, honest, job, make
 
 import vtrain.engine.task as task_module
 from auditor.dispute.challenger import Challenger, common_prefix
@@ -20,6 +22,7 @@ from vtrain.demo.forger import one_ulp
 from vtrain.engine.core import Engine
 from vtrain.engine.task import Batch
 from vtrain.errors import BackendError
+from vtrain.store.steplog import StepLog
 
 PRODUCT = 2  # number of a result in the runs' steps: the forward pass's second product
 
@@ -267,6 +270,44 @@ def test_a_forged_loss(run: Path) -> None:
     verdict = audited(run, party=party(run))
     assert (verdict.exit_code, verdict.first_bad_step, verdict.what) == (1, 3, "operation")
     assert verdict.dispute is not None and "metric:loss: both replays give" in verdict.dispute["why"]
+
+
+def test_a_forged_batch_digest(run: Path) -> None:
+    """Both replays train on the job's batch; the run says that it was another."""
+    with forging(run) as forger:
+        forger.leaves[3]["batch"]["image"] = "0" * 64
+    verdict = audited(run, party=party(run))
+    assert (verdict.exit_code, verdict.first_bad_step, verdict.what) == (1, 3, "data")
+
+
+def test_a_forged_decision(tmp_path: Path) -> None:
+    """Neither replay takes it."""
+    run = copied(honest("generous32"), tmp_path / "run")
+
+    def change(log: StepLog) -> StepLog:
+        return replace(log, values=log.values ^ np.uint32(1 << 20))
+
+    with forging(run) as forger:
+        forger.change_log(3, change)
+    verdict = audited(run, party=party(run))
+    assert (verdict.exit_code, verdict.first_bad_step, verdict.what) == (1, 3, "log")
+
+
+def test_a_difference_that_is_not_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a fault of memory: no verdict."""
+    from auditor.replayer import Replayer
+
+    settle = Replayer.settle
+
+    def once(self: Replayer, site: Any, y: torch.Tensor, scale: Any, vary: Any = None) -> torch.Tensor:
+        out = settle(self, site, y, scale, vary)
+        if type(self) is Replayer and (site.step, site.seq) == (4, PRODUCT):
+            ulps(7, 1000)(out)
+        return out
+
+    monkeypatch.setattr(Replayer, "settle", once)
+    with pytest.raises(BackendError, match="not found again"):
+        audited(honest(), party=party(honest()))
 
 
 def test_common_prefix_in_logarithmic_comparisons() -> None:
