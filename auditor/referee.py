@@ -9,7 +9,7 @@ It needs no run, no data, no model code and no trust in either side:
 4. Both events are number ``event`` of their traces, and all events before are the same in both: what led to this
    operation is agreed.
 5. Both events are of one result: the same operation, definition and operands; only the outputs differ.
-6. The blocks shown are those of the operands and outputs that the events commit to.
+6. The blocks shown are those of the operands and outputs that the events commit to, the decisions those of the run's.
 7. A rounding: each disputed element is evaluated exactly from its operands (``dispute.exact``), and each side's value
    compared with the certified bound. A side is wrong if any of its values lies outside; if neither is, the difference
    is benign. Another operation has the same bits on every machine: it is done again (``dispute.recompute``; this alone
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.dispute.commitment import open_commitment
+from auditor.dispute.commitment import columns_digest, open_commitment
 from auditor.dispute.exact import Exact, evaluate, within
 from auditor.dispute.record import SIDES, Record, parse_record
 from auditor.dispute.terms import Index, terms
@@ -78,6 +78,7 @@ class Finding:
         elements: the disputed elements that were judged.
         disputed: how many there are, as the challenger says.
         keys: key id of the trainer and of each side.
+        decisions: how many decisions the run logged for this result; None where the record does not hold them.
         answered: whether the trainer itself signed the run's side; otherwise somebody else replayed it from its log.
     """
 
@@ -91,12 +92,14 @@ class Finding:
     disputed: int
     keys: Mapping[str, str]
     answered: bool
+    decisions: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For machines; numbers as text, hexadecimal where bits matter."""
         return {
             "result": self.result, "wrong": list(self.wrong), "job": self.job, "step": self.step, "event": self.event,
             "site": self.site, "disputed": self.disputed, "keys": dict(self.keys), "answered": self.answered,
+            "decisions": self.decisions,
             "elements": [
                 {
                     "index": e.index, "run": e.run.hex(), "other": e.other.hex(), "exact": repr(e.exact),
@@ -140,7 +143,7 @@ def _finding(
     ids = {name: keys.key_id(key) for name, key in public.items()}
     return Finding(
         REFUTED if wrong else BENIGN, wrong, record.job, record.step, record.event, what, elements,
-        record.disputed, ids, ids["run"] == ids["trainer"],
+        record.disputed, ids, ids["run"] == ids["trainer"], _decisions(record),
     )  # fmt: skip
 
 
@@ -263,6 +266,26 @@ def _check_blocks(record: Record, events: Mapping[str, Event]) -> None:
         shown.check(inputs[name], f"operand {name!r}")
     for side, shown in record.outputs.items():
         shown.check(events[side].outputs.get("value", ""), f"output of side {side!r}")
+    if record.log is not None and columns_digest(_columns(record.log)) != events["run"].outputs.get("log"):
+        raise ProofError("record: the decisions are not those of the run's event")
+
+
+def _columns(log: Mapping[str, str]) -> dict[str, bytes]:
+    try:
+        columns = {name: keys.decode_base64(text) for name, text in log.items()}
+    except ValueError as error:
+        raise ProofError(f"record: decisions: {error}") from error
+    if len(columns["row"]) != 48:
+        raise ProofError("record: decisions without their row")
+    return columns
+
+
+def _decisions(record: Record) -> int | None:
+    """Short codes and whole values that the run logged for the result (protocol §3)."""
+    if record.log is None:
+        return None
+    row = np.frombuffer(_columns(record.log)["row"], "<u8")
+    return int(row[3] + row[4])
 
 
 def _judged(record: Record, site: _Site) -> list[Element]:

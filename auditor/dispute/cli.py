@@ -225,6 +225,8 @@ def referee(record: Path, trainer_key: Path | None, as_json: bool) -> None:
         who = "signed by the trainer" if finding.answered else "replayed by somebody else from the run's log"
         click.echo(f"  run      {who}; trainer's key {finding.keys['trainer'][:16]}")
         click.echo(f"  elements {len(finding.elements)} of {finding.disputed} that differ")
+        if finding.decisions is not None:
+            click.echo(f"  log      {finding.decisions} decisions of the run for this result")
         _elements(finding)
     sys.exit(1 if finding.wrong else 0)
 

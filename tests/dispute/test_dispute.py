@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from run_helpers import HERE, KEY, audited, copied, forging, honest, job, make
 
 import vtrain.engine.task as task_module
 from auditor.dispute.challenger import Challenger, common_prefix
+from auditor.dispute.record import parse_record
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.tracing import Tracer
 from auditor.evidence import open_run
 from auditor.referee import judge
 from vtrain.demo.forger import one_ulp
 from vtrain.engine.core import Engine
+from vtrain.engine.decisions import Decisions
 from vtrain.engine.task import Batch
-from vtrain.errors import BackendError
+from vtrain.errors import BackendError, ProofError
 from vtrain.store.steplog import StepLog
 
 PRODUCT = 2  # number of a result in the runs' steps: the forward pass's second product
@@ -53,6 +56,23 @@ def test_nudged_product(step: int, count: int) -> None:
     finding = judge(found.records[0], KEY.public_key())
     assert finding == found.findings[0] and finding.answered
     assert [(e.index, e.run_within, e.other_within) for e in finding.elements] == [(5, False, True)]
+
+
+def test_the_decisions_are_in_the_record() -> None:
+    """Where the run logged some for the disputed result, and no others are taken for them."""
+    change = ulps(5, 1 << 17)  # two places of bfloat16
+    found = challenger(honest("certified16"), changed(3, PRODUCT, change)).dispute(3)
+    assert found is not None
+    columns = Decisions(open_run(honest("certified16")).log(3)).columns(PRODUCT)
+    assert columns is not None
+    row = np.frombuffer(columns["row"], "<u8")
+    finding = found.findings[0]
+    assert finding.wrong == ("run",) and finding.decisions == row[3] + row[4] > 0
+    record = parse_record(found.records[0])
+    assert record.log is not None
+    forged = {**record.log, "codes": base64.b64encode(b"\0" + columns["codes"][1:] + b"\1").decode()}
+    with pytest.raises(ProofError, match="decisions are not those"):
+        judge(replace(record, log=forged).encode())
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])
