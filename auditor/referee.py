@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.dispute.commitment import columns_digest, open_commitment
+from auditor.dispute.commitment import columns_digest, decode_columns, open_commitment
 from auditor.dispute.exact import Exact, evaluate, within
 from auditor.dispute.record import SIDES, Record, parse_record
 from auditor.dispute.terms import Index, terms
@@ -217,10 +217,8 @@ def parse_site(text: str) -> tuple[str, Format, tuple[int, ...]]:
 
 
 def _agreed(events: Mapping[str, Event]) -> None:
-    run, other = events["run"], events["other"]
-    for part in ("kind", "name", "args", "inputs"):
-        if getattr(run, part) != getattr(other, part):
-            raise ProofError(f"record: the two events differ in {part}: not two results of one operation")
+    if part := events["run"].unlike(events["other"]):
+        raise ProofError(f"record: the two events differ in {part}: not two results of one operation")
 
 
 def _done_again(record: Record, events: Mapping[str, Event], public: Mapping[str, Ed25519PublicKey]) -> Finding:
@@ -235,10 +233,7 @@ def _done_again(record: Record, events: Mapping[str, Event], public: Mapping[str
     run = events["run"]
     if run.kind != "op" or run.outputs == events["other"].outputs:
         raise ProofError(f"record: event {run.name[:100]!r} is no operation with two results")
-    if record.operands.keys() != run.inputs.keys():
-        raise ProofError(f"record: shows tensors {sorted(record.operands)}; the event has {sorted(run.inputs)}"[:300])
-    for name, shown in record.operands.items():
-        shown.check(run.inputs[name], f"argument {name!r}")
+    _check_operands(record, run)
     from auditor.dispute.recompute import outputs
 
     seed = job.train.seed if isinstance(job, Job) else job.seed
@@ -258,12 +253,17 @@ def _agreed_site(events: Mapping[str, Event]) -> _Site:
     return _Site(run.name, fmt, shape, definition["kind"], definition["params"], run.args["signed"])
 
 
-def _check_blocks(record: Record, events: Mapping[str, Event]) -> None:
-    inputs = events["run"].inputs
-    if record.operands.keys() != inputs.keys():
-        raise ProofError(f"record: shows operands {sorted(record.operands)}; the event has {sorted(inputs)}"[:300])
+def _check_operands(record: Record, event: Event) -> None:
+    if record.operands.keys() != event.inputs.keys():
+        raise ProofError(
+            f"record: shows operands {sorted(record.operands)}; the event has {sorted(event.inputs)}"[:300]
+        )
     for name, shown in record.operands.items():
-        shown.check(inputs[name], f"operand {name!r}")
+        shown.check(event.inputs[name], f"operand {name!r}")
+
+
+def _check_blocks(record: Record, events: Mapping[str, Event]) -> None:
+    _check_operands(record, events["run"])
     for side, shown in record.outputs.items():
         shown.check(events[side].outputs.get("value", ""), f"output of side {side!r}")
     if record.log is not None and columns_digest(_columns(record.log)) != events["run"].outputs.get("log"):
@@ -271,10 +271,7 @@ def _check_blocks(record: Record, events: Mapping[str, Event]) -> None:
 
 
 def _columns(log: Mapping[str, str]) -> dict[str, bytes]:
-    try:
-        columns = {name: keys.decode_base64(text) for name, text in log.items()}
-    except ValueError as error:
-        raise ProofError(f"record: decisions: {error}") from error
+    columns = decode_columns(log)
     if len(columns["row"]) != 48:
         raise ProofError("record: decisions without their row")
     return columns

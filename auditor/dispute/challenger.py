@@ -15,17 +15,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from auditor.dispute.commitment import Commitment
 from auditor.dispute.difference import NOT_COMMITTED, Difference, other_results
 from auditor.dispute.exact import within
-from auditor.dispute.messages import Message, peek, seal
-from auditor.dispute.parts import RECORD_BYTES, around, needed_blocks, split, words
-from auditor.dispute.record import Record, SideProof
+from auditor.dispute.messages import Message, seal
+from auditor.dispute.parts import RECORD_BYTES, around, split, words
+from auditor.dispute.record import Record, SideProof, unhexes
 from auditor.dispute.rerun import Captured, Rerun
-from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, shown_in, unhexes
+from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, shown_in
 from auditor.evidence import Evidence
 from auditor.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_at
 from vtrain.commit import keys, merkle
 from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
 from vtrain.commit.trace import Event, Trace, parse_event
-from vtrain.errors import MalformedRunError, UnsupportedError
+from vtrain.errors import UnsupportedError
 from vtrain.store import canonical
 
 Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
@@ -161,7 +161,7 @@ class Challenger:
             return Difference(REFUTED, ("run",), step, number, "the sequence of operations", why)
         answer = self.ask("event", step=step, event=number)
         run, own = self.talk.event(step, number), parse_event(mine.events[number])
-        alike = all(getattr(run, part) == getattr(own, part) for part in ("kind", "name", "args", "inputs"))
+        alike = run.unlike(own) is None
         if alike and run.kind == "site" and run.args.get("definition") is not None:
             return self._rounding(step, number, mine, answer)
         if alike and run.kind == "site" and "value" in run.outputs:
@@ -194,11 +194,11 @@ class Challenger:
         evidence = self._evidence
         sides = {
             "run": SideProof(
-                self._commitment(RESPONDER, step), answer["event"].encode(), unhexes(answer["inclusion"]),
+                self.talk.signed[(RESPONDER, step)], answer["event"].encode(), unhexes(answer["inclusion"]),
                 unhexes(answer["consistency"]),
             ),
             "other": SideProof(
-                self._commitment(CHALLENGER, step), mine.events[number], mine.tree.inclusion_proof(number),
+                self.talk.signed[(CHALLENGER, step)], mine.events[number], mine.tree.inclusion_proof(number),
                 mine.tree.consistency_proof(number),
             ),
         }  # fmt: skip
@@ -230,8 +230,8 @@ class Challenger:
         elements, shown = self._disputed(step, number, captured)
         made: list[bytes] = []
         findings: list[Finding] = []
-        for part in split(elements, captured, run):
-            made.append(self._record(step, number, mine, answer, captured, part, shown, len(elements)))
+        for part, needed in split(elements, captured, run):
+            made.append(self._record(step, number, mine, answer, captured, part, needed, len(elements)))
             findings.append(judge(made[-1], self._evidence.key))
             if findings[-1].wrong:
                 break  # one element outside refutes; for a benign difference every one is judged
@@ -282,11 +282,10 @@ class Challenger:
 
     def _record(
         self, step: int, number: int, mine: Trace, answer: Mapping[str, Any], captured: Captured,
-        elements: Sequence[int], shown: Shown, disputed: int,
+        elements: Sequence[int], needed: Mapping[str, list[int]], disputed: int,
     ) -> bytes:  # fmt: skip
         run = self.talk.event(step, number)
-        needed = needed_blocks(captured, run, elements)
-        blocks = blocks_of(elements, shown.header.width)
+        blocks = blocks_of(elements, captured.outputs["value"].header.width)
         where = {"step": step, "event": number, "part": "outputs", "name": "value"}
         theirs = shown_in(self.ask("blocks", **where, blocks=blocks), blocks)
         log = self._columns(step, number, run)
@@ -300,15 +299,6 @@ class Challenger:
     def _public(self) -> dict[str, str]:
         held = {"trainer": self._evidence.key, "run": self.talk.responder, "other": self._key.public_key()}
         return {name: keys.public_text(key) for name, key in held.items()}
-
-    def _commitment(self, side: str, step: int) -> Mapping[str, Any]:
-        """The last signed commitment of a side to a step's trace, from the transcript."""
-        for line in reversed(self.talk.lines):
-            content = peek(line).content
-            found = content.get("commitment")
-            if isinstance(found, dict) and found.get("step") == step and ("step" in content) == (side == CHALLENGER):
-                return found
-        raise MalformedRunError(f"no commitment of the {side} to step {step}")
 
     def _columns(self, step: int, number: int, run: Event) -> Mapping[str, str] | None:
         if "log" not in run.outputs:

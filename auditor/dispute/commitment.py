@@ -73,7 +73,22 @@ def open_commitment(value: object, key: Ed25519PublicKey) -> Commitment:
     return found
 
 
+COLUMNS = ("row", "gaps", "codes", "values")  # of a site's decisions (protocol §3)
+
+
+def decode_columns(texts: Mapping[str, str]) -> dict[str, bytes]:
+    """A site's decisions from base64; hostile input.
+
+    Raises:
+        ProofError: a column is missing or no base64.
+    """
+    try:
+        return {name: keys.decode_base64(texts[name]) for name in COLUMNS}
+    except (KeyError, ValueError) as error:
+        raise ProofError(f"decisions: {error!r}"[:200]) from error
+
+
 def columns_digest(columns: Mapping[str, bytes]) -> str:
     """SHA-256 of a site's columns, hex; each column by its length."""
-    parts = (columns[name] for name in ("row", "gaps", "codes", "values"))
+    parts = (columns[name] for name in COLUMNS)
     return hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).hexdigest()

@@ -41,11 +41,10 @@ class Difference:
 
 def other_results(step: int, number: int, run: Event, own: Event) -> Difference:
     """A difference that no rounding explains: its operation is deterministic, or is not the same operation."""
-    for part in ("kind", "name", "args", "inputs"):
+    if part := run.unlike(own):
         mine, theirs = getattr(own, part), getattr(run, part)
-        if mine != theirs:
-            why = f"{part} of event {number}: {str(theirs)[:200]} in the run, {str(mine)[:200]} here"
-            return Difference(REFUTED, ("run",), step, number, own.name, why)
+        why = f"{part} of event {number}: {str(theirs)[:200]} in the run, {str(mine)[:200]} here"
+        return Difference(REFUTED, ("run",), step, number, own.name, why)
     names = sorted(n for n in {*run.outputs, *own.outputs} if run.outputs.get(n) != own.outputs.get(n))
     why = f"{own.name}: the same arguments, other results ({', '.join(names[:5])}), which no hardware explains"
     return Difference(REFUTED, ("run",), step, number, own.name, why)

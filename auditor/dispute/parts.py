@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -24,36 +24,36 @@ def around(y: float, w: float) -> Exact:
     return Exact(Fraction(y), Fraction(w)) if math.isfinite(y) and math.isfinite(w) else Exact(y, Fraction(0))
 
 
-def needed_blocks(captured: Captured, run: Event, elements: Sequence[int]) -> dict[str, list[int]]:
-    """Blocks of each operand that the elements depend on; at least one each, for its header."""
+def _needed_blocks(captured: Captured, run: Event, element: int) -> dict[str, set[int]]:
+    """Blocks of each operand that an element depends on; at least one each, for its header."""
     shapes = {name: blocks.header.shape for name, blocks in captured.inputs.items()}
     definition, shape = run.args["definition"], parse_site(run.name)[2]
     needed: dict[str, set[int]] = {name: {0} for name in shapes}
-    for element in elements:
-        found = terms(definition["kind"], definition["params"], shapes, shape, int(element))
-        for name, index in found.reads:
-            width = captured.inputs[name].header.width
-            needed[name].update(np.unique(index * width // BLOCK_BYTES).tolist())
-    return {name: sorted(blocks) for name, blocks in needed.items()}
+    for name, index in terms(definition["kind"], definition["params"], shapes, shape, element).reads:
+        needed[name].update(np.unique(index * captured.inputs[name].header.width // BLOCK_BYTES).tolist())
+    return needed
 
 
-def split(elements: np.ndarray, captured: Captured, run: Event) -> Iterator[list[int]]:
-    """The elements in parts whose records have 1 MiB at most; each part has one element at least."""
+def split(elements: np.ndarray, captured: Captured, run: Event) -> Iterator[tuple[list[int], dict[str, list[int]]]]:
+    """The elements in parts whose records have 1 MiB at most, with the blocks of the operands that each part needs.
+
+    Each part has one element at least.
+    """
     width = captured.outputs["value"].header.width
     part: list[int] = []
     have: dict[str, set[int]] = {}
+    outputs: set[int] = set()
     for element in elements.tolist():
-        output = blocks_of([element], width)
-        new = {**needed_blocks(captured, run, [element]), "run's output": output, "other's output": output}
-        fresh = sum(len(set(b) - have.get(n, set())) for n, b in new.items()) * BLOCK_BYTES
-        used = sum(len(b) for b in have.values()) * BLOCK_BYTES
-        if part and (used + fresh > RECORD_BYTES * 13 // 16 or len(part) == MAX_RECORD_ELEMENTS):
-            yield part
-            part, have = [], {}
+        needed, output = _needed_blocks(captured, run, element), set(blocks_of([element], width))
+        operands = sum(len(blocks | have.get(name, set())) for name, blocks in needed.items())
+        size = (operands + 2 * len(outputs | output)) * BLOCK_BYTES
+        if part and (size > RECORD_BYTES * 13 // 16 or len(part) == MAX_RECORD_ELEMENTS):
+            yield part, {name: sorted(blocks) for name, blocks in have.items()}
+            part, have, outputs = [], {}, set()
         part.append(element)
-        for n, b in new.items():
-            have.setdefault(n, set()).update(b)
-    yield part
+        outputs |= output
+        have = {name: blocks | have.get(name, set()) for name, blocks in needed.items()}
+    yield part, {name: sorted(blocks) for name, blocks in have.items()}
 
 
 def words(shown: Shown, elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,8 @@ from typing import Any
 
 import rfc8785
 
-from vtrain.commit.blocks import BLOCK_BYTES, Shown, header
+from auditor.dispute.commitment import COLUMNS
+from vtrain.commit.blocks import Shown, header
 from vtrain.commit.statement import strict_json
 from vtrain.errors import MalformedRunError, ProofError, VersionError
 
@@ -35,6 +36,7 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_HEADER_BYTES = 16 << 20
 MAX_ELEMENTS = 100_000
 MAX_TENSORS = 4096
+MAX_HASHES = 1 << 19
 SIDES = ("run", "other")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {"job", "step", "event", "run", "keys", "sides", "prefix", "shown", "elements", "disputed", "log", "job_text"}
@@ -156,8 +158,8 @@ def _record(v: dict[str, Any], blob: memoryview) -> Record:
         raise ProofError("record: note and leaf are texts")
     keys, sides = _fields(v["keys"], {"trainer", *SIDES}, "keys"), _fields(v["sides"], set(SIDES), "sides")
     return Record(
-        _hash(v["job"]).hex(), v["step"], v["event"], run["note"], run["leaf"].encode(), _proof(run["proof"]), keys,
-        {name: _parse_side(side) for name, side in sides.items()}, _hash(v["prefix"]),
+        unhex(v["job"]).hex(), v["step"], v["event"], run["note"], run["leaf"].encode(), unhexes(run["proof"]), keys,
+        {name: _parse_side(side) for name, side in sides.items()}, unhex(v["prefix"]),
         _all_shown(shown["operands"], blob),
         _all_shown(_fields(shown["outputs"], set() if again else set(SIDES), "outputs"), blob),
         elements, v["disputed"], _log(v["log"]), v["job_text"],
@@ -170,23 +172,35 @@ def _fields(value: Any, wanted: set[str], what: str) -> dict[str, Any]:
     return value
 
 
-def _hash(value: Any) -> bytes:
+def unhex(value: Any) -> bytes:
+    """A hash from an untrusted source.
+
+    Raises:
+        ProofError: it is none.
+    """
     if not isinstance(value, str) or not _HASH.fullmatch(value):
-        raise ProofError(f"record: {str(value)[:80]!r} is no hash in hex")
+        raise ProofError(f"{str(value)[:80]!r} is no hash in hex")
     return bytes.fromhex(value)
 
 
-def _proof(value: Any) -> list[bytes]:
-    if not isinstance(value, list):
-        raise ProofError("record: a proof is a list of hashes")
-    return [_hash(h) for h in value]
+def unhexes(value: Any) -> list[bytes]:
+    """Hashes from an untrusted source.
+
+    Raises:
+        ProofError: they are none, or more than MAX_HASHES.
+    """
+    if not isinstance(value, list) or len(value) > MAX_HASHES:
+        raise ProofError(f"want a list of at most {MAX_HASHES} hashes")
+    return [unhex(h) for h in value]
 
 
 def _parse_side(value: Any) -> SideProof:
     side = _fields(value, {"commitment", "event", "inclusion", "consistency"}, "side")
     if not isinstance(side["event"], str):
         raise ProofError("record: an event is a text")
-    return SideProof(side["commitment"], side["event"].encode(), _proof(side["inclusion"]), _proof(side["consistency"]))
+    return SideProof(
+        side["commitment"], side["event"].encode(), unhexes(side["inclusion"]), unhexes(side["consistency"])
+    )
 
 
 def _all_shown(value: Any, blob: memoryview) -> dict[str, Shown]:
@@ -204,16 +218,16 @@ def _parse_shown(value: Any, blob: memoryview) -> Shown:
         raise ProofError("record: blocks are ascending, and have a place")
     blocks: dict[int, bytes] = {}
     for index in indices:
-        size = min(BLOCK_BYTES, head.nbytes - index * BLOCK_BYTES)
+        size = head.block_size(index)
         blocks[index] = bytes(blob[at : at + size])
         at += size
-    return Shown(head, blocks, _proof(v["proof"]))
+    return Shown(head, blocks, unhexes(v["proof"]))
 
 
 def _log(value: Any) -> dict[str, str] | None:
     if value is None:
         return None
-    found = _fields(value, {"row", "gaps", "codes", "values"}, "log")
+    found = _fields(value, set(COLUMNS), "log")
     if not all(isinstance(text, str) for text in found.values()):
         raise ProofError("record: the log's columns are texts")
     return found

@@ -19,15 +19,15 @@ from typing import Any
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.dispute.commitment import Commitment, columns_digest, open_commitment
+from auditor.dispute.commitment import COLUMNS, Commitment, columns_digest, decode_columns, open_commitment
 from auditor.dispute.messages import START, Message, line_digest, peek, unseal
+from auditor.dispute.record import unhex, unhexes
 from vtrain.commit import keys, merkle
-from vtrain.commit.blocks import BLOCK_BYTES, Shown, header
+from vtrain.commit.blocks import Shown, header
 from vtrain.commit.trace import Event, parse_event
 from vtrain.errors import KeyFileError, MalformedRunError, ProofError, VtrainError
 
 CHALLENGER, RESPONDER = "challenger", "responder"
-MAX_HASHES = 1 << 19
 
 
 class Forfeit(VtrainError):
@@ -58,6 +58,7 @@ class Conversation:
         challenger: the challenger's key, once it has opened the dispute.
         traces: the responder's trace commitments by step.
         own: the challenger's, the last one of each step.
+        signed: both sides' last commitments as they signed them, by side and step.
         events: the responder's events that were shown, by step and number.
     """
 
@@ -68,6 +69,7 @@ class Conversation:
         self.session = ""
         self.traces: dict[int, Commitment] = {}
         self.own: dict[int, Commitment] = {}
+        self.signed: dict[tuple[str, int], dict[str, Any]] = {}
         self.events: dict[tuple[int, int], Event] = {}
         self._states: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._said: dict[bytes, bytes] = {}
@@ -133,7 +135,7 @@ class Conversation:
         if message.content.keys() != REQUESTS[message.kind][0]:
             raise MalformedRunError(f"request {message.kind!r}: fields {sorted(message.content)}")
         if message.kind == "trace":
-            self._commit(message.content, self.challenger, self.own, repeated=True)
+            self._commit(CHALLENGER, message.content["step"], message.content["commitment"])
         if not self._sensible(message.kind, message.content):
             raise MalformedRunError(f"request {message.kind!r} about what was not committed to, or out of its range")
         self._request = message
@@ -159,18 +161,18 @@ class Conversation:
             return plain and indices == sorted(set(indices)) and bool(_digest_of(self, asked))
         return kind != "columns" or "log" in self.event(asked["step"], asked["event"]).outputs
 
-    def _commit(
-        self, content: Mapping[str, Any], key: Ed25519PublicKey | None, into: dict[int, Commitment], repeated: bool
-    ) -> None:
+    def _commit(self, side: str, step: int, signed: Any) -> None:
+        """Take a side's commitment to a step's trace; a second one only after the challenger made repairs."""
+        key = self.challenger if side == CHALLENGER else self.responder
         assert key is not None
-        found = open_commitment(content["commitment"], key)
-        asked = self._request.content["step"] if self._request is not None and not repeated else content.get("step")
-        if (found.job, found.note, found.step) != (self.job, self.note, asked):
+        found = open_commitment(signed, key)
+        if (found.job, found.note, found.step) != (self.job, self.note, step):
             raise ProofError("a commitment about another job, run or step")
-        old = into.get(found.step)
-        if old is not None and old != found and (not repeated or old.repairs == found.repairs):
-            raise ProofError(f"two commitments to the trace of step {found.step}")
-        into[found.step] = found
+        into = self.own if side == CHALLENGER else self.traces
+        old = into.get(step)
+        if old is not None and old != found and (side == RESPONDER or old.repairs == found.repairs):
+            raise ProofError(f"two commitments to the trace of step {step}")
+        into[step], self.signed[(side, step)] = found, signed
 
     # ---- the responder's -------------------------------------------------------------------------------------------
     def _check_answer(self, message: Message) -> None:
@@ -200,37 +202,10 @@ class Conversation:
             raise MalformedRunError(f"event {number} of step {step} was not shown before")
         return found
 
-    def _trace(self, step: int) -> Commitment:
-        if step not in self.traces:
-            raise MalformedRunError(f"the trace of step {step} was not committed to before")
-        return self.traces[step]
-
 
 def _question(request: Message) -> dict[str, Any]:
     """What of a request decides the answer: not the challenger's own commitments."""
     return {k: v for k, v in request.content.items() if k not in ("root", "commitment")}
-
-
-def unhex(text: Any) -> bytes:
-    """A hash from a message.
-
-    Raises:
-        ProofError: it is none.
-    """
-    if not isinstance(text, str) or len(text) != 64 or text.lower() != text:
-        raise ProofError(f"{str(text)[:80]!r} is no hash in hex")
-    return bytes.fromhex(text)
-
-
-def unhexes(texts: Any) -> list[bytes]:
-    """Hashes from a message.
-
-    Raises:
-        ProofError: they are none.
-    """
-    if not isinstance(texts, list) or len(texts) > MAX_HASHES:
-        raise ProofError(f"want a list of at most {MAX_HASHES} hashes")
-    return [unhex(text) for text in texts]
 
 
 def shown_in(content: Mapping[str, Any], indices: Sequence[int]) -> Shown:
@@ -242,7 +217,7 @@ def shown_in(content: Mapping[str, Any], indices: Sequence[int]) -> Shown:
     head = header(content["dtype"], content["shape"])
     data, blocks, at = keys.decode_base64(content["data"]), {}, 0
     for index in indices:
-        size = min(BLOCK_BYTES, head.nbytes - index * BLOCK_BYTES)
+        size = head.block_size(index)
         blocks[index] = data[at : at + size]
         at += size
     if at != len(data):
@@ -274,17 +249,17 @@ def _state(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]
 
 
 def _trace(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    talk._commit(said, talk.responder, talk.traces, repeated=False)
+    talk._commit(RESPONDER, asked["step"], said["commitment"])
 
 
 def _prefix(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    trace = talk._trace(asked["step"])
+    trace = talk.traces[asked["step"]]
     root, proof = unhex(said["root"]), unhexes(said["proof"])
     merkle.verify_consistency(asked["size"], trace.size, root, bytes.fromhex(trace.root), proof)
 
 
 def _event(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    trace, data = talk._trace(asked["step"]), str(said["event"]).encode()
+    trace, data = talk.traces[asked["step"]], str(said["event"]).encode()
     leaf = merkle.leaf_hash(data)
     proof = unhexes(said["inclusion"])
     merkle.verify_inclusion(asked["event"], trace.size, leaf, proof, bytes.fromhex(trace.root))
@@ -309,8 +284,7 @@ def _blocks(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any
 
 def _columns(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
     digest = talk.event(asked["step"], asked["event"]).outputs.get("log")
-    columns = {name: keys.decode_base64(said[name]) for name in ("row", "gaps", "codes", "values")}
-    if digest != columns_digest(columns):
+    if digest != columns_digest(decode_columns(said)):
         raise ProofError("decisions that are not those of the event's digest")
 
 
@@ -331,7 +305,7 @@ REQUESTS: dict[str, tuple[set[str], set[str], _Check]] = {
     "event": ({"step", "event"}, {"event", "inclusion", "consistency"}, _event),
     "hashes": (_AT, {"dtype", "shape", "hashes"}, _hashes),
     "blocks": (_AT | {"blocks"}, {"dtype", "shape", "data", "proof"}, _blocks),
-    "columns": ({"step", "event"}, {"row", "gaps", "codes", "values"}, _columns),
+    "columns": ({"step", "event"}, set(COLUMNS), _columns),
     "close": ({"result", "record"}, set(), _close),
 }
 

@@ -53,6 +53,10 @@ class Header:
         """Number of blocks."""
         return -(-self.nbytes // BLOCK_BYTES)
 
+    def block_size(self, index: int) -> int:
+        """Bytes of a block: all but the last one are whole."""
+        return min(BLOCK_BYTES, self.nbytes - index * BLOCK_BYTES)
+
     def digest(self, root: bytes) -> str:
         """The tensor's digest, hex, from the root over its blocks."""
         text = rfc8785.dumps({"dtype": self.dtype, "format": BLOCKS_FORMAT, "shape": list(self.shape)})
@@ -131,7 +135,7 @@ class Shown:
             ProofError: the blocks are not that tensor's.
         """
         for index, data in self.blocks.items():
-            want = min(BLOCK_BYTES, self.header.nbytes - index * BLOCK_BYTES)
+            want = self.header.block_size(index)
             if len(data) != want:
                 raise ProofError(f"{what}: block {index} of {len(data)} bytes; want {want}")
         hashes = {i: leaf_hash(data) for i, data in self.blocks.items()}

@@ -50,6 +50,11 @@ class Event:
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
 
+    def unlike(self, other: Event) -> str | None:
+        """What makes it another operation, or one on other operands, than ``other``: the first such field's name."""
+        parts = ("kind", "name", "args", "inputs")
+        return next((part for part in parts if getattr(self, part) != getattr(other, part)), None)
+
     def encode(self) -> bytes:
         """Its canonical bytes.
 
