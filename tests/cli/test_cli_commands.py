@@ -27,6 +27,7 @@ from vtrain.commit.digest import file_digest
 from vtrain.commit.statement import open_statement
 from vtrain.profiles import PROFILE_VARIABLES
 from vtrain.store.layout import Layout, WriterLock
+from vtrain.store.writer import acknowledged_step
 
 ESCAPE = "\x1b"
 
@@ -403,7 +404,8 @@ def test_terminated_training(tmp_path: Path, key_file: Path, vtrain_: Call) -> N
     command = [sys.executable, "-m", "vtrain", "train", str(job_file), "--out", str(run), "--key", str(key_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as trainer:
         deadline = time.monotonic() + 60
-        while not (run / "checkpoints" / "000004").exists():
+        # Not the checkpoint's directory: what is lost before the signed head that follows it was never acknowledged.
+        while acknowledged_step(Layout(run)) < 4:
             assert trainer.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         trainer.send_signal(signal.SIGTERM)
