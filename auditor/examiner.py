@@ -20,6 +20,7 @@ from vtrain.rounding.threshold import calibration_key
 
 ZERO = ":zero"
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 # Decisions examined of one result, at random where there are more; differences measured at one result.
 _MOST = 2048
 _SAMPLE = 1 << 14
@@ -74,7 +75,7 @@ class Examiner:
         waiting = self._waiting.setdefault((key, site.fmt), [])
         waiting.append(columns)
         for tally in (self.freedom.at(key), self.freedom.at(key + ZERO)):
-            tally.unit = max(tally.unit, 2.0 * s.kappa**0.5 * U[str(y.dtype).removeprefix("torch.")])
+            tally.unit = max(tally.unit, unit_of(s, y))
         if sum(c.shape[1] for c in waiting) > _BATCH:
             self._judge(key, site.fmt)
         if (
@@ -92,6 +93,22 @@ class Examiner:
             due |= met & (met - 1) == 0 and met.bit_length() % 3 == 1
         return due
 
+    def repaired(self, site: Site, y: torch.Tensor, out: torch.Tensor, scale: ScaleFn, index: Integers) -> None:
+        """Count elements in which the run's value was taken though no decision says so.
+
+        Args:
+            site, y, scale: as for ``examine``.
+            out: the result with the run's values.
+            index: flat indices of those.
+        """
+        s, where = scale(), torch.from_numpy(index).to(y.device)
+        mine, taken = y.reshape(-1)[where].double(), out.reshape(-1)[where].double()
+        unit = (unit_of(s, y) * scale_at(s, where, mine)).cpu().numpy()
+        value, chosen, rounded = mine.cpu().numpy(), taken.cpu().numpy(), _rounded(mine, site.fmt)
+        departed = np.isfinite(rounded) & np.isfinite(chosen) & (chosen != rounded)
+        far = _apart(value[departed], chosen[departed], rounded[departed], site.fmt)
+        self.freedom.repaired += histogram(_ratio(far, unit[departed]))
+
     def flush(self) -> None:
         """Judge what is still waiting."""
         for key, fmt in list(self._waiting):
@@ -100,13 +117,12 @@ class Examiner:
     def _judge(self, key: str, fmt: Format) -> None:
         waiting = self._waiting.pop((key, fmt))
         y, taken, s = np.concatenate(waiting, axis=1)
-        mine = generic.round_to(torch.from_numpy(y), fmt).double().numpy()
+        mine = _rounded(torch.from_numpy(y), fmt)
         keep = np.isfinite(mine) & np.isfinite(taken)
         y, taken, s, mine = y[keep], taken[keep], s[keep], mine[keep]
         low, high = edges(mine, fmt)
         departed = taken != mine
-        chosen_low, chosen_high = edges(taken[departed], fmt)
-        apart = np.where(taken[departed] > mine[departed], chosen_low - y[departed], y[departed] - chosen_high)
+        apart = _apart(y[departed], taken[departed], mine[departed], fmt)
         below, above = _ratio(y - low, s), _ratio(high - y, s)
         beyond = _ratio(apart, s[departed])
         for name, part in ((key, y != 0), (key + ZERO, y == 0)):
@@ -127,6 +143,21 @@ class Examiner:
         zero = (mine[used] == 0).cpu().numpy()
         self.freedom.at(key).differences += histogram(ratio[~zero])
         self.freedom.at(key + ZERO).differences += histogram(ratio[zero])
+
+
+def unit_of(s: Scale, y: torch.Tensor) -> float:
+    """2 sqrt(kappa) u: the model's unit for the difference of two executions, in units of the error scale."""
+    return 2.0 * float(s.kappa) ** 0.5 * U[str(y.dtype).removeprefix("torch.")]
+
+
+def _rounded(y: torch.Tensor, fmt: Format) -> Floats:
+    return generic.round_to(y, fmt).double().cpu().numpy()
+
+
+def _apart(y: Floats, taken: Floats, mine: Floats, fmt: Format) -> Floats:
+    """How far y is from the interval of what rounds to ``taken``, which is not ``mine``, what y rounds to."""
+    low, high = edges(taken, fmt)
+    return np.where(taken > mine, low - y, y - high)
 
 
 def _ratio(distance: Floats, s: Floats) -> Floats:

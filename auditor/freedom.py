@@ -14,10 +14,17 @@ decisions are independent of each other. Then a decision departs over an edge at
 and the number of departures is a sum of independent 0-1 variables, whose upper tail is at most that of a Poisson
 variable of the same mean from one above the mean on (Hoeffding 1956; Anderson and Samuels 1967). Where there is no
 other order of summation to measure with, or sums are too short for one to show anything, G is the bound of Higham and
-Mary (2019) for two executions: min(1, 4 exp(-x^2 / 2)), x = d / (2 sqrt(kappa) u s).
+Mary (2019) for two executions: min(1, 4 exp(-x^2 / 2)), x = d / (2 sqrt(kappa) u s). What is measured bounds rare large
+differences only by one over the number of measurements, which leaves room for a few choices among many decisions; the
+model, which is part of the hypothesis, does not.
 
-Two tails are taken: of the departures beyond SAFETY times the largest difference seen, and of the others; a kind's
-p-value is twice the smaller one, and the whole's the smallest of the kinds' times their number (Bonferroni).
+Three tails are taken: of the departures beyond _SURE units of the model, of those beyond SAFETY times the largest
+difference seen, and of the others; a kind's p-value is three times the smallest, and the whole's the smallest of the
+kinds' times their number (Bonferroni).
+
+Repairs are choices too, of a trainer that logs less than it should. They are known because they departed, so there is
+no number of near ones to compare with. But few may lie far: of all values settled, each does with the model's
+probability.
 
 What a trainer says does not enter: neither calibrations in leaves, nor how many decisions it logged, since entries far
 from any edge add nothing to the mean.
@@ -40,8 +47,10 @@ Histogram = npt.NDArray[np.int64]
 _PER_OCTAVE, _LEAST, _MOST = 4, -96, 16
 BINS = (_MOST - _LEAST) * _PER_OCTAVE
 _WIDER = math.ceil(math.log2(SAFETY) * _PER_OCTAVE)
+FAR_REPAIRS = "far repairs"
 EXCESS = 1e-6  # p-values below it are worth a note
-_SURE = 6.0  # multiples of the model's unit beyond which a departure counts as far, where nothing was measured
+_SURE = 6.0  # multiples of the model's unit beyond which a departure is no rounding error
+_SURE_REPAIR = 8.0  # the same for repairs: all values settled could have departed, not only those in doubt
 
 
 def bins(ratio: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -100,13 +109,17 @@ class Tally:
         return float(self.sides @ self._tail(wider)) / 2
 
     def far(self) -> tuple[int, float]:
-        """Departures beyond everything measured times SAFETY, and their mean number."""
+        """Departures beyond everything measured times SAFETY, and their mean number; 0 where nothing was."""
         measured = np.flatnonzero(self.differences)
-        if measured.size:
-            reach, rest = int(measured[-1]) + _WIDER, 1.0 / (1 + int(self.differences.sum()))
-        else:
-            reach, rest = int(bins(np.array([_SURE * self.unit]))[0]), 4.0 * math.exp(-_SURE * _SURE / 2)
-        return int(self.extents[reach + 1 :].sum()), self.entries * rest
+        if not measured.size:
+            return 0, 0.0
+        reach = int(measured[-1]) + _WIDER
+        return int(self.extents[reach + 1 :].sum()), self.entries / (1 + int(self.differences.sum()))
+
+    def sure(self) -> tuple[int, float]:
+        """Departures beyond _SURE units of the model, and their mean number by it."""
+        reach = int(bins(np.array([_SURE * self.unit]))[0])
+        return int(self.extents[reach + 1 :].sum()), self.entries * _model(_SURE)
 
     def _tail(self, wider: int) -> npt.NDArray[np.float64]:
         """G at each bin's lower edge, which is where it is largest."""
@@ -120,12 +133,17 @@ class Tally:
             return np.asarray(np.minimum(1.0, 4.0 * np.exp(-x * x / 2)), np.float64)
 
 
+def _model(x: float) -> float:
+    """Bound of Higham and Mary on the probability that two executions differ by x units."""
+    return min(1.0, 4.0 * math.exp(-x * x / 2))
+
+
 @dataclass(frozen=True)
 class Kind:
     """What the decisions of one kind of operation look like.
 
     Attributes:
-        kind: its name.
+        kind: its name; FAR_REPAIRS for repairs that are far from the auditor's value, among all values settled.
         entries: decisions examined.
         departures: those that are not the auditor's own rounding.
         expected: how many the auditor's own differences predict.
@@ -156,10 +174,17 @@ class Freedom:
     """Decisions examined, by kind of operation and length of sum (``calibration_key``), and results that are 0 apart.
 
     A result is 0 where all terms are, as with ReLU; no order changes that, so such results say nothing about others.
+
+    Attributes:
+        tallies: by key.
+        settled: values settled, in doubt or not.
+        repaired: how far repaired values lay from the auditor's, in units of the model.
     """
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
+        self.settled = 0
+        self.repaired = _none()
 
     def at(self, key: str) -> Tally:
         """The tally of a key, made where there is none."""
@@ -169,9 +194,21 @@ class Freedom:
         """Take in another part's."""
         for key, tally in other.tallies.items():
             self.at(key).add(tally)
+        self.settled += other.settled
+        self.repaired = self.repaired + other.repaired
 
     def kinds(self) -> list[Kind]:
-        """Each kind of operation that had decisions."""
+        """Each kind of operation that had decisions, and repairs if there were any."""
+        return [*self._operations(), *self._repairs()]
+
+    def _repairs(self) -> list[Kind]:
+        if not self.repaired.any():
+            return []
+        far = int(self.repaired[int(bins(np.array([_SURE_REPAIR]))[0]) + 1 :].sum())
+        mean = self.settled * _model(_SURE_REPAIR)
+        return [Kind(FAR_REPAIRS, self.settled, far, mean, mean, poisson_tail(far, mean))]
+
+    def _operations(self) -> list[Kind]:
         grouped: dict[str, list[Tally]] = {}
         for key, tally in sorted(self.tallies.items()):
             if tally.entries:
@@ -179,13 +216,13 @@ class Freedom:
         return [_kind(name, tallies) for name, tallies in grouped.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: totals, the combined p-value, and each kind."""
-        by = self.kinds()
+        """For machines: totals over operations, the combined p-value, and each kind."""
+        by, operations = self.kinds(), self._operations()
         return {
-            "inDoubt": sum(k.entries for k in by),
-            "departures": sum(k.departures for k in by),
-            "expected": round(sum(k.expected for k in by), 3),
-            "allowed": round(sum(k.allowed for k in by), 3),
+            "inDoubt": sum(k.entries for k in operations),
+            "departures": sum(k.departures for k in operations),
+            "expected": round(sum(k.expected for k in operations), 3),
+            "allowed": round(sum(k.allowed for k in operations), 3),
             "pValue": combined(by),
             "by": [k.to_json() for k in by],
         }
@@ -201,11 +238,13 @@ class Freedom:
 def _kind(name: str, tallies: list[Tally]) -> Kind:
     allowed = sum(t.expected(_WIDER) for t in tallies)
     far, far_mean = (sum(column) for column in zip(*(t.far() for t in tallies), strict=True))
+    sure, sure_mean = (sum(column) for column in zip(*(t.sure() for t in tallies), strict=True))
     departures = sum(t.departures for t in tallies)
-    least = min(poisson_tail(departures - int(far), allowed), poisson_tail(int(far), far_mean))
+    near = poisson_tail(departures - int(far), allowed)
+    least = min(near, poisson_tail(int(far), far_mean), poisson_tail(int(sure), sure_mean))
     return Kind(
         name, sum(t.entries for t in tallies), departures, sum(t.expected(0) for t in tallies), allowed,
-        min(1.0, 2.0 * least),
+        min(1.0, 3.0 * least),
     )  # fmt: skip
 
 

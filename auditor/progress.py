@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from auditor.freedom import Tally
+from auditor.freedom import Histogram, Tally
 from auditor.sample import Segment
 from vtrain.errors import BusyError, MalformedRunError, PathError, ProgressError, UsageError
 from vtrain.store import canonical
@@ -28,7 +28,7 @@ from vtrain.store.layout import safe_open
 if TYPE_CHECKING:
     from auditor.bench import Found
 
-FORMAT = "vtrain-audit-progress-v1"
+FORMAT = "vtrain-audit-progress-v2"
 MAX_FILE_BYTES = 4 << 30
 _BEGIN = b'{"sha256":"'
 
@@ -181,9 +181,12 @@ def to_json(found: Found) -> dict[str, Any]:
     return {
         "segment": [found.segment.start, found.segment.first, found.segment.last],
         "counts": {
-            "steps": counts.steps, "settled": counts.settled, "canonical": counts.canonical,
-            "entries": counts.entries, "corrections": counts.corrections,
+            "steps": counts.steps, "canonical": counts.canonical, "entries": counts.entries,
+            "corrections": counts.corrections,
         },
+        "bySteps": [[step, count] for step, count in sorted(counts.by_step.items())],
+        "settled": counts.freedom.settled,
+        "repaired": _sparse(counts.freedom.repaired),
         "freedom": {key: _tally_to_json(tally) for key, tally in counts.freedom.tallies.items()},
         "difference": None if found.difference is None else list(found.difference),
         "repairs": found.repairs,
@@ -203,6 +206,9 @@ def from_json(value: dict[str, Any]) -> Found:
     try:
         start, first, last = value["segment"]
         counts = Counts(**value["counts"])
+        counts.by_step = {step: count for step, count in value["bySteps"]}
+        counts.freedom.settled = value["settled"]
+        _fill(counts.freedom.repaired, value["repaired"])
         counts.freedom.tallies = {key: _tally_from_json(tally) for key, tally in value["freedom"].items()}
         difference = None if value["difference"] is None else tuple(value["difference"])
         return Found(Segment(start, first, last), counts, difference, value["repairs"], value["dispute"])
@@ -216,15 +222,20 @@ _HISTOGRAMS = ("sides", "extents", "differences")
 def _tally_to_json(tally: Tally) -> dict[str, Any]:
     """Histograms as pairs (bin, count) of the bins that are not empty."""
     made: dict[str, Any] = {"entries": tally.entries, "departures": tally.departures, "unit": tally.unit.hex()}
-    for name in _HISTOGRAMS:
-        counted = getattr(tally, name)
-        made[name] = [[int(i), int(counted[i])] for i in counted.nonzero()[0]]
-    return made
+    return {**made, **{name: _sparse(getattr(tally, name)) for name in _HISTOGRAMS}}
 
 
 def _tally_from_json(value: dict[str, Any]) -> Tally:
     tally = Tally(entries=value["entries"], departures=value["departures"], unit=float.fromhex(value["unit"]))
     for name in _HISTOGRAMS:
-        for place, count in value[name]:
-            getattr(tally, name)[place] = count
+        _fill(getattr(tally, name), value[name])
     return tally
+
+
+def _sparse(counted: Histogram) -> list[list[int]]:
+    return [[int(i), int(counted[i])] for i in counted.nonzero()[0]]
+
+
+def _fill(counted: Histogram, pairs: list[list[int]]) -> None:
+    for place, count in pairs:
+        counted[place] = count

@@ -34,27 +34,40 @@ class Counts:
 
     Attributes:
         steps: steps replayed, the initialisation among them.
-        settled: values settled.
         canonical: values of canonical operations, which need no log.
         entries: decisions in the log.
         corrections: decisions that departed from the auditor's own rounding.
+        by_step: the same by step, where there were any.
         freedom: how far decisions lay from where rounding errors could decide them (numerics §9).
     """
 
     steps: int = 0
-    settled: int = 0
     canonical: int = 0
     entries: int = 0
     corrections: int = 0
+    by_step: dict[int, int] = field(default_factory=dict)
     freedom: Freedom = field(default_factory=Freedom)
+
+    @property
+    def settled(self) -> int:
+        """Values settled."""
+        return self.freedom.settled
+
+    def decided(self, step: int, entries: int, corrections: int) -> None:
+        """Count a result's decisions."""
+        self.entries += entries
+        self.corrections += corrections
+        if corrections:
+            self.by_step[step] = self.by_step.get(step, 0) + corrections
 
     def add(self, other: Counts) -> None:
         """Take in another part's counts."""
         self.steps += other.steps
-        self.settled += other.settled
         self.canonical += other.canonical
         self.entries += other.entries
         self.corrections += other.corrections
+        for step, count in other.by_step.items():
+            self.by_step[step] = self.by_step.get(step, 0) + count
         self.freedom.add(other.freedom)
 
 
@@ -150,18 +163,22 @@ class Replayer:
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Round y; where the log has entries, take them if they lie within the certified bound."""
         self._same_site(site)
-        self.counts.settled += y.numel()
+        self.counts.freedom.settled += y.numel()
         once = functools.cache(scale)
         out, found, entries = self._decisions.settle(site, y, once)
-        if found is not None:
-            if found.fault and (site.step, site.seq) not in self._repairs:
+        repair = self._repairs.get((site.step, site.seq))
+        if found is not None and found.fault:
+            if repair is None:
                 self._refute(site, found)
-            if found.fault:  # a dispute found the run's values to be within the bound all the same
-                return self._repaired(site, Decisions.empty().settle(site, y, once)[0])
-            self.counts.entries += entries
-            self.counts.corrections += found.corrections
+            # a dispute found the run's values to be within the bound all the same
+            out, found = Decisions.empty().settle(site, y, once)[0], None
+        if repair is not None:
+            out = self._repaired(site, out)
+            self._examiner.repaired(site, y, out, once, repair[0])
+        if found is not None:
+            self.counts.decided(site.step, entries, found.corrections)
             self._examiner.examine(site, y, out, once, vary, self._decisions.taken)
-        return self._repaired(site, out)
+        return out
 
     def _repaired(self, site: Site, out: torch.Tensor) -> torch.Tensor:
         found = self._repairs.get((site.step, site.seq))

@@ -114,8 +114,14 @@ def _run(evidence: Evidence, checks: list[Check]) -> dict[str, Any]:
 def _verdict(evidence: Evidence, verdict: VerdictFile | None) -> dict[str, Any]:
     found = None if verdict is None else verdict.found
     steps = [] if found is None else found.replayed
-    strip = charts.coverage("steps", steps, evidence.checkpoints, evidence.last_step, report_facts.marks(verdict))
+    marks, over = report_facts.marks(verdict), None if found is None else found.correctionsOverSteps
+    strip = charts.coverage("steps", steps, evidence.checkpoints, evidence.last_step, marks)
+    corrected = charts.line(
+        "corrected", "Corrections by step", report_facts.corrections(verdict), evidence.last_step, marks
+    )
     return {
+        "corrected": corrected,
+        "corrected_width": 0 if over is None else over.width,
         "verdict": verdict,
         "found": found,
         "banner": report_facts.banner(verdict),

@@ -215,6 +215,16 @@ def _add(total: Row, row: Row) -> None:
         setattr(total, name, getattr(total, name) + getattr(row, name))
 
 
+def corrections(verdict: VerdictFile | None) -> list[tuple[int, float]]:
+    """(first step, corrections) of each group of steps of which some were replayed; empty where no verdict says."""
+    over = None if verdict is None else verdict.found.correctionsOverSteps
+    if verdict is None or over is None:
+        return []
+    counts = dict(over.counts)
+    groups = {g for a, b in verdict.found.replayed for g in range(a - a % over.width, b + 1, over.width)}
+    return [(first, float(counts.get(first, 0))) for first in sorted(groups)]
+
+
 def sides(evidence: Evidence, verdict: VerdictFile | None) -> list[tuple[str, str, str, bool]]:
     """Rows (key, trainer's, auditor's, whether they differ) of hardware and versions; hostile."""
     attested = evidence.attestation["predicate"].get("environment") if evidence.attestation else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v1"
 VERIFIED, REFUTED = "verified", "refuted"
+MOST_GROUPS = 500  # of steps, whose corrections a verdict tells apart
 SHARES = (0.01, 0.05, 0.1, 0.5)
 NOT_CLAIMED = (
     "that the job was wise, the data clean or the program harmless",
@@ -55,6 +56,7 @@ class Verdict:
         canonical: values of canonical operations, which are the same on every machine and need no log.
         settled, entries, corrections: values settled, decisions in the log, decisions that departed from the
             auditor's own rounding.
+        by_step: corrections by step, where there were any.
         freedom: how far decisions lay from where rounding errors could decide them.
         violations: logged decisions outside the certified bound.
         first_bad_step: where a refuted run first goes wrong; None otherwise.
@@ -81,6 +83,7 @@ class Verdict:
     settled: int = 0
     entries: int = 0
     corrections: int = 0
+    by_step: dict[int, int] = field(default_factory=dict)
     freedom: Freedom = field(default_factory=Freedom)
     violations: int = 0
     first_bad_step: int | None = None
@@ -117,7 +120,7 @@ class Verdict:
         """Take over what was counted."""
         self.canonical, self.settled = found.canonical, found.settled
         self.entries, self.corrections = found.entries, found.corrections
-        self.freedom = found.freedom
+        self.freedom, self.by_step = found.freedom, found.by_step
         if note := excess(found.freedom.kinds()):
             self.notes.append(note)
 
@@ -133,6 +136,16 @@ class Verdict:
             return {}
         bad = {f"{q:.2f}": bad_segments(self.segments, Fraction(f"{q:.2f}")) for q in SHARES}
         return {q: f"{float(caught(self.segments, self.sampled, m)):.6f}" for q, m in bad.items()}
+
+    @property
+    def corrections_over_steps(self) -> dict[str, Any]:
+        """Corrections by groups of ``width`` steps from step 0 on: pairs (first step, corrections), without zeros."""
+        width = -(-(self.steps + 1) // MOST_GROUPS)
+        groups: dict[int, int] = {}
+        for step, count in sorted(self.by_step.items()):
+            first = step - step % width
+            groups[first] = groups.get(first, 0) + count
+        return {"width": width, "counts": [[first, count] for first, count in groups.items()]}
 
     def predicate(self) -> dict[str, Any]:
         """JSON values of the statement."""
@@ -151,6 +164,7 @@ class Verdict:
             "settled": self.settled,
             "entries": self.entries,
             "corrections": self.corrections,
+            "correctionsOverSteps": self.corrections_over_steps,
             "freedom": self.freedom.to_json(),
             "violations": self.violations,
             "firstBadStep": self.first_bad_step,

@@ -26,6 +26,7 @@ from vtrain.errors import MalformedRunError
 from vtrain.policy import explain
 
 _MOST_ITEMS = 100_000
+_MOST_GROUPS = 10_000
 Text = Annotated[str, Field(max_length=20_000)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Probability = Annotated[str, Field(pattern="^[01]\\.[0-9]{1,20}$")]
@@ -64,6 +65,24 @@ class KindOf(_Known):
     departures: Count
     expected: FiniteFloat | None = None
     pValue: FiniteFloat | None = None
+
+
+class OverSteps(_Known):
+    """Corrections by groups of steps: first step and corrections of each that has any."""
+
+    width: Annotated[int, Field(ge=1)]
+    counts: list[tuple[Count, Count]] = Field(max_length=_MOST_ITEMS)
+
+    def checked(self, last: int, corrections: int) -> list[int]:
+        """The groups' first steps, of a run with this last step and so many corrections in all."""
+        firsts = [first for first, _ in self.counts]
+        if last // self.width >= _MOST_GROUPS:
+            raise ValueError(f"corrections of {last // self.width + 1} groups of steps; want at most {_MOST_GROUPS}")
+        if any(first % self.width for first in firsts) or firsts != sorted(set(firsts)):
+            raise ValueError(f"corrections of groups of {self.width} steps: want their first steps, ascending")
+        if sum(count for _, count in self.counts) != corrections:
+            raise ValueError(f"corrections by step that are not {corrections} in all")
+        return firsts
 
 
 class FreedomOf(_Known):
@@ -139,6 +158,7 @@ class Predicate(_Known):
     trainer: dict[str, Any]
     notes: list[Text] = Field(max_length=_MOST_ITEMS)
     notClaimed: list[Text] = Field(max_length=1000)
+    correctionsOverSteps: OverSteps | None = None
     freedom: FreedomOf | None = None
     detectionExact: Odds | None = None
     draw: Draw | None = None
@@ -158,6 +178,8 @@ class Predicate(_Known):
             raise ValueError("replayed: want ascending ranges")
         named = [self.firstBadStep, *(r.step for r in self.repairs or ()), self.dispute.step if self.dispute else None]
         named += [b for _, b in self.replayed]
+        if self.correctionsOverSteps is not None:
+            named += self.correctionsOverSteps.checked(self.steps, self.corrections)
         if any(step is not None and step > self.steps for step in named):
             raise ValueError(f"a step beyond the run's last, {self.steps}")
         if self.segments.sampled > self.segments.all:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditor.audit import Request, audit
+from auditor.examiner import unit_of
 from auditor.verdict import Verdict
 from trainer import keeper
 from trainer.recorder import Recorder
@@ -120,11 +122,15 @@ class Cheat(Recorder):
             former; ``random``: everything at random.
         zeros: whether to move sums of zeros too: an honest trainer knows that those are zero on any hardware.
         one_in: of how many elements in doubt it decides one, drawn at random; the others honestly.
+        units: how far it moves a value at most, in the model's units of what two executions differ by.
     """
 
-    def __init__(self, policy: Any, watch: Watch, how: str = "every", zeros: bool = False, one_in: int = 1) -> None:
+    def __init__(
+        self, policy: Any, watch: Watch, how: str = "every", zeros: bool = False, one_in: int = 1,
+        units: float = math.inf,
+    ) -> None:  # fmt: skip
         super().__init__(policy)
-        self._watch, self._how, self._zeros, self._one_in = watch, how, zeros, one_in
+        self._watch, self._how, self._zeros, self._one_in, self._units = watch, how, zeros, one_in, units
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Move y across an edge wherever the edge is within the doubt, then record."""
@@ -137,7 +143,7 @@ class Cheat(Recorder):
             y = y.clone()
             self.calibration.observe(s, y, vary())  # honestly: it is what limits the doubt of later steps
         if width is not None:
-            there = moved(y, s, width[0], self._watch.pull(site, self._how), site)
+            there = moved(y, s, min(width[0], self._units * unit_of(s, y)), self._watch.pull(site, self._how), site)
             if self._one_in > 1:
                 drawn = torch.randint(0, self._one_in, y.shape, generator=self._watch.random) == 0
                 there = torch.where(drawn, there, y)
@@ -260,6 +266,11 @@ def trainers(target: str) -> dict[str, tuple[str | float, Callable[..., Recorder
         "certified, every decision at random": ("certified", functools.partial(Cheat, how="random"), 0.0),
         "cheat, certified, zeros too": ("certified", functools.partial(Cheat, zeros=True), 0.0),
         "cheat, certified, 1 decision in 1,000": ("certified", functools.partial(Cheat, one_in=1000), 0.0),
+        "cheat, certified, 1 in 1,000, up to 5 units": (
+            "certified",
+            functools.partial(Cheat, one_in=1000, units=5.0),
+            0.0,
+        ),
         f"cheat, tolerance {WIDE:g}": (WIDE, Cheat, WIDE) if target == "float32" else ("off", Plain, 0.0),
     }
 

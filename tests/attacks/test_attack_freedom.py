@@ -21,6 +21,7 @@ TOLERANCE = 0.01
 Runs = dict[str, Outcome]
 RECORDERS = {
     "honest": Plain, "elsewhere": Elsewhere, "cheat": Cheat, "zeros": partial(Cheat, zeros=True),
+    "few": partial(Cheat, one_in=500),
 }  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def noted(outcome: Outcome) -> bool:
 
 
 def test_every_choice_is_accepted(runs: Runs) -> None:
-    for name in ("honest", "elsewhere", "cheat"):
+    for name in ("honest", "elsewhere", "cheat", "few"):
         assert runs[name].verdict.verified, (name, runs[name].verdict.detail)
     assert runs["cheat"].verdict.corrections > 100
     assert runs["cheat"].distance(runs["honest"]) > 10 * runs["elsewhere"].distance(runs["honest"])
@@ -61,6 +62,12 @@ def test_sums_of_zeros_are_no_choice(runs: Runs) -> None:
 def test_a_chooser_is_noted(runs: Runs) -> None:
     assert p_value(runs["cheat"]) < EXCESS * 1e-9 and noted(runs["cheat"])
     assert f"p = {p_value(runs['cheat']):.2g}" in str(runs["cheat"].verdict)
+
+
+def test_a_few_choices_are_noted(runs: Runs) -> None:
+    """One decision in 500: fewer than rounding errors may explain, but too far off for one."""
+    assert 0 < runs["few"].verdict.corrections < runs["cheat"].verdict.corrections / 100
+    assert p_value(runs["few"]) < EXCESS and noted(runs["few"])
 
 
 def test_beyond_the_bound_it_is_refuted(tmp_path: Path) -> None:

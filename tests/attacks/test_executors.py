@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fragile
 import pytest
@@ -202,11 +202,11 @@ def test_verdict_does_not_say_where_the_run_lies(long_run: Path, tmp_path: Path)
 # ---- any executor ---------------------------------------------------------------------------------------------------
 @dataclass
 class Odd(Executor):
-    """Finishes what it was given last first, and what ``fails`` names not at all."""
+    """Finishes what it was given last first, whenever it is waited for, and what ``fails`` names not at all."""
 
     fails: dict[int, list[BaseException]]
     started: list[int]
-    waiting: list[tuple[Future[Any], int]] = field(default_factory=list)
+    waiting: list[tuple[Future[Any], int]]
     size: int = 3
     broken: bool = False
 
@@ -218,11 +218,9 @@ class Odd(Executor):
         number = args[0].first
         self.started.append(number)
         self.waiting.append((future, number))
-        threading.Thread(target=self._finish, daemon=True).start()
         return future
 
-    def _finish(self) -> None:
-        time.sleep(0.05)
+    def finish_one(self) -> None:
         future, number = self.waiting.pop()
         if self.fails.get(number):
             error = self.fails[number].pop()
@@ -244,10 +242,18 @@ class Crew:
     size: int = 3
     made: int = 0
     started: list[int] = field(default_factory=list)
+    waiting: list[tuple[Future[Any], int]] = field(default_factory=list)
 
     def start(self) -> Executor:
         self.made += 1
-        return Odd(self.fails, self.started)
+        self.current = Odd(self.fails, self.started, self.waiting)
+        return self.current
+
+    def wait(self, futures: Any, **how: Any) -> Any:
+        """Instead of ``wait``: finishes something, always in the same order."""
+        if self.waiting:
+            self.current.finish_one()
+        return wait(futures, **how)
 
 
 def run_all(crew: Crew, count: int = 9, stop: bool = True) -> tuple[list[int], list[int]]:
@@ -256,10 +262,11 @@ def run_all(crew: Crew, count: int = 9, stop: bool = True) -> tuple[list[int], l
     plan = [Segment(n - 1, n, n) for n in range(1, count + 1)]
     nothing = Work(Path(), None, None, "", "", {})
     out = []
-    for found in Replays(crew, plan, nothing, lambda f: heard.append(f.segment.first)).results():
-        out.append(found.segment.first)
-        if found.difference and stop:
-            break
+    with mock.patch.object(executors, "wait", crew.wait):
+        for found in Replays(crew, plan, nothing, lambda f: heard.append(f.segment.first)).results():
+            out.append(found.segment.first)
+            if found.difference and stop:
+                break
     return out, heard
 
 
@@ -297,6 +304,7 @@ def test_errors_come_at_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
     crew = Crew({3: [LogError("torn")]})
     replays = Replays(crew, [Segment(n - 1, n, n) for n in range(1, 7)], work_of_nobody(), heard.append)  # type: ignore[arg-type]
+    monkeypatch.setattr(executors, "wait", crew.wait)
     results = replays.results()
     assert [next(results).segment.first for _ in range(2)] == [1, 2]
     with pytest.raises(LogError, match="torn"):

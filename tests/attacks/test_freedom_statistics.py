@@ -88,7 +88,7 @@ def counted(seed: int, n: int, width: float, wider: float, chosen: float) -> Fre
     tally.differences = histogram(np.abs(random.normal(0, 1.0, 20_000)))
     tally.sides = histogram(np.concatenate([distance, np.full(n, np.inf)]))
     tally.extents = histogram(distance[departs])
-    tally.entries, tally.departures, tally.unit = n, int(departs.sum()), 1.0
+    tally.entries, tally.departures, tally.unit = n, int(departs.sum()), 4.0
     return freedom
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,24 @@ import torch
 from parties import AUDITOR, Elsewhere, challenger, changed, party, recording_elsewhere, responder, ulps
 from run_helpers import HERE, KEY, audited, copied, forging, honest, job, make
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 import vtrain.engine.task as task_module
 from auditor.dispute.challenger import Challenger, common_prefix
 from auditor.dispute.record import parse_record
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.tracing import Tracer
 from auditor.evidence import open_run
+from auditor.freedom import EXCESS, FAR_REPAIRS
 from auditor.referee import judge
+from benchmarks.freedom import moved
+from trainer.recorder import Recorder
 from vtrain.demo.forger import one_ulp
 from vtrain.engine.core import Engine
 from vtrain.engine.decisions import Decisions
+from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.task import Batch
 from vtrain.errors import BackendError, ProofError
+from vtrain.rounding.bounds import tau_certified
 from vtrain.store.steplog import StepLog
 
 PRODUCT = 2  # number of a result in the runs' steps: the forward pass's second product
@@ -362,12 +369,46 @@ def test_a_threshold_too_tight_is_repaired(threshold: Any, tmp_path: Path) -> No
     verdict = audited(run, party=party(run, Elsewhere, records))
     assert verdict.verified, verdict.detail
     assert len(verdict.repairs) > 2
+    (far,) = (k for k in verdict.freedom.kinds() if k.kind == FAR_REPAIRS)
+    assert (far.departures, far.p_value) == (0, 1.0) and not any("depart" in note for note in verdict.notes)
+    assert int(verdict.freedom.repaired.sum()) == sum(r["elements"] for r in verdict.repairs)
     assert "repairs" in str(verdict) and verdict.predicate()["repairs"] == verdict.repairs
     kept = sorted(records.glob("record-*"))
     assert len(kept) >= len(verdict.repairs)
     for record in kept:
         finding = judge(record.read_bytes(), KEY.public_key())
         assert (finding.result, finding.wrong) == ("benign", ())
+
+
+def choosing(site: Site, y: torch.Tensor, scale: ScaleFn) -> torch.Tensor:
+    """One element in 200 is what half the certified bound allows at most, if that rounds to another value."""
+    s = scale()
+    s = s if s.empty is None else s.refined(y)
+    pull = (torch.arange(y.numel()) % 200 == 0).view(y.shape).to(y.dtype)
+    return moved(y, s, tau_certified(s.kappa, str(y.dtype).removeprefix("torch.")) / 2, pull, site)
+
+
+class Chooser(Tracer):
+    """A party that chooses, as its training did."""
+
+    def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
+        return super().settle(site, choosing(site, y, scale), scale, None)
+
+
+def test_chosen_repairs_are_noted(tmp_path: Path) -> None:
+    """A trainer that logs nothing chooses values within the bound: benign each, but further off than errors come."""
+    honest = Recorder.settle
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Recorder, "settle", lambda self, site, y, scale, v=None: honest(self, site, choosing(site, y, scale), scale)
+        )
+        small = {**WIDE, "train": {"batch_size": 64, "steps": 1}}
+        run = make(tmp_path / "run", job(policy={"target": "bfloat16", "threshold": "off"}, **small))
+    verdict = audited(run, party=party(run, Chooser))
+    assert verdict.verified, verdict.detail
+    (found,) = (k for k in verdict.freedom.kinds() if k.kind == FAR_REPAIRS)
+    assert found.departures > 3 and found.entries == verdict.settled and found.p_value < EXCESS
+    assert any(FAR_REPAIRS in note for note in verdict.notes)
 
 
 @pytest.fixture

@@ -102,11 +102,11 @@ def test_verdict_is_seen_without_scrolling(browser: Browser, pages: dict[str, Pa
 
 
 def test_charts_are_drawn(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["refuted"], 390, "light")
+    browser.open(pages["corrected"], 390, "light")
     sizes = browser.value(
         "[...document.querySelectorAll('.curve')].map(e => e.getBoundingClientRect()).map(r => [r.width, r.height])"
     )
-    assert len(sizes) == 3 and all(width > 150 and height > 60 for width, height in sizes)
+    assert len(sizes) == 4 and all(width > 150 and height > 60 for width, height in sizes)
     drawn = "[...document.querySelectorAll('.chart text')].map(e => parseFloat(getComputedStyle(e).fontSize))"
     assert set(browser.value(drawn)) == {12}, "labels do not shrink with the page"
     lefts = "[...document.querySelectorAll('.chart text')].map(e => e.getBoundingClientRect().left)"

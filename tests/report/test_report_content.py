@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import struct
@@ -29,6 +30,8 @@ from run_helpers import KEY, audited, copied, forging, honest, other_hardware, t
 
 from auditor.evidence import open_run
 from auditor.inspect import table
+from auditor.report_facts import corrections
+from auditor.verdict_file import read_verdict
 
 PUBLIC, AUDITORS = KEY.public_key(), AUDITOR.public_key()
 
@@ -60,7 +63,7 @@ def test_refuted(tmp_path: Path) -> None:
     assert headline(text) == "✗ Refuted at step 4"
     words = Reader(text).words
     assert "state: 1 of 24 tensors differ: model/1.bias" in words
-    assert words.count("first bad step 4") == 4, "the strip and each chart"
+    assert words.count("first bad step 4") == 5, "the strip and each chart"
 
 
 def test_no_verdict() -> None:
@@ -142,6 +145,28 @@ def test_corrections(tmp_path: Path) -> None:
         assert f"{kind.kind} {kind.entries:,} {kind.departures:,} " in words
     bare = Reader(full_page(tmp_path, other_hardware(), found, freedom=None)).words
     assert "The verdict does not tell them apart by operation." in bare
+
+
+def test_corrections_over_steps(tmp_path: Path) -> None:
+    found, run = elsewhere(), other_hardware()
+    over = found.predicate()["correctionsOverSteps"]
+    assert over["width"] == 1 and sum(count for _, count in over["counts"]) == found.corrections > 0
+    last = open_run(run).last_step
+    verdict = read_verdict(signed(tmp_path / "v", found), open_run(run), AUDITOR.public_key())
+    drawn = corrections(verdict)
+    assert [step for step, _ in drawn] == list(range(last + 1))  # a step without any is drawn as 0
+    assert {step: count for step, count in drawn if count} == dict(over["counts"])
+    words = Reader(full_page(tmp_path, run, found)).words
+    most = max(count for _, count in over["counts"])
+    assert "Corrections by step, of those replayed" in words and re.search(rf"greatest {most}\b", words), words
+    bare = Reader(full_page(tmp_path, run, found, correctionsOverSteps=...)).words
+    assert "The verdict does not tell them apart by step." in bare and "Corrections by step, of" not in bare
+
+
+def test_corrections_over_many_steps() -> None:
+    """A verdict has at most so many groups; their corrections are those of their steps."""
+    found = dataclasses.replace(elsewhere(), steps=1200, by_step={0: 1, 2: 5, 3: 7, 1199: 2, 1200: 3})
+    assert found.corrections_over_steps == {"width": 3, "counts": [[0, 6], [3, 7], [1197, 2], [1200, 3]]}
 
 
 def test_environments_and_checkpoints(tmp_path: Path) -> None:

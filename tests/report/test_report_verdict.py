@@ -85,6 +85,11 @@ MALFORMED: dict[str, dict[str, Any]] = {
     "dispute beyond the end": {"dispute": {**DISPUTE, "step": 7}},
     "record with a newline": {"dispute": {**DISPUTE, "record": SHA + "\n"}},
     "freedom": {"freedom": {"inDoubt": 1, "departures": 0, "pValue": "small"}},
+    "groups of no steps": {"correctionsOverSteps": {"width": 0, "counts": []}},
+    "corrections beyond the end": {"corrections": 1, "correctionsOverSteps": {"width": 1, "counts": [[7, 1]]}},
+    "corrections of half a group": {"corrections": 1, "correctionsOverSteps": {"width": 2, "counts": [[1, 1]]}},
+    "corrections twice": {"corrections": 2, "correctionsOverSteps": {"width": 1, "counts": [[1, 1], [1, 1]]}},
+    "corrections that are too few": {"corrections": 2, "correctionsOverSteps": {"width": 1, "counts": [[1, 1]]}},
 }
 
 
