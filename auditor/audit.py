@@ -15,7 +15,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.bench import Bench, Found, Work
-from auditor.dispute.disputing import Party, judging
+from auditor.dispute.disputing import UNANSWERED, Party, judging
 from auditor.evidence import Evidence, open_run
 from auditor.executors import Crew, Processes, Replays
 from auditor.programs import check_program
@@ -179,13 +179,14 @@ _NOT_JUDGED = (
 
 
 class _Keeper:
-    """Keeps what was found in each segment, once."""
+    """Keeps what was found in each segment, once; but not that a trainer did not answer, who may be asked again."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
 
     def __call__(self, found: Found) -> None:
-        if self._progress is not None and found.segment not in self._progress.found:
+        unanswered = found.difference is not None and found.difference[1] == UNANSWERED
+        if self._progress is not None and found.segment not in self._progress.found and not unanswered:
             self._progress.add(found)
 
 

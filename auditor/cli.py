@@ -144,8 +144,6 @@ def _party(how: dict[str, Any], signer: Ed25519PrivateKey | None) -> Party | Non
         if how["records"] is not None:
             raise UsageError("--records goes with --dispute: only disputes make records")
         return None
-    if how["kept"] is not None:
-        raise UsageError("--dispute and --progress exclude each other: an open dispute can't be kept")
     from auditor.dispute.channel import connect, parse_address
     from auditor.dispute.disputing import Party
 

@@ -76,7 +76,7 @@ def dispute(
         raise UsageError("--listen needs --key: the key that signed the run")
     signer = Ed25519PrivateKey.generate() if key is None else keys.load_private(key)
     if how.listen is not None:
-        _answer(evidence, program_dir or Path(), signer, how.listen)
+        _answer(evidence, program_dir or Path(), signer, how.listen, out)
         return
     if isinstance(evidence.job, Job):  # what the run names is run here
         check_program(evidence.job.program, program_dir, path)
@@ -91,9 +91,10 @@ def dispute(
     _report(found, as_json)
 
 
-def _answer(evidence: Evidence, directory: Path, key: Any, address: str) -> None:
+def _answer(evidence: Evidence, directory: Path, key: Any, address: str, out: Path | None) -> None:
     from auditor.dispute.channel import listen, parse_address, serve
     from auditor.dispute.rerun import Rerun
+    from auditor.dispute.resolve import keep_transcript, new_transcript
     from auditor.dispute.responder import Responder
     from vtrain.commit import keys
 
@@ -103,7 +104,11 @@ def _answer(evidence: Evidence, directory: Path, key: Any, address: str) -> None
     click.echo(f"listening on {server.getsockname()[0]}:{server.getsockname()[1]}")
     sys.stdout.flush()
     responder = Responder(Rerun(evidence, directory), key)
-    serve(server, responder.answer)
+    transcript = new_transcript(out)
+    try:
+        serve(server, responder.answer)
+    finally:
+        keep_transcript(transcript, responder.talk)
     click.echo(f"answered {len(responder.talk.lines) // 2} questions")
 
 
@@ -241,9 +246,14 @@ def _transcript(data: bytes, trainer_key: Path | None, as_json: bool) -> None:
     lines = data.rstrip(b"\n").split(b"\n")
     opened = peek(lines[0]).content
     lost = check_transcript(lines, str(opened.get("job")), str(opened.get("note")), key)
-    result = {"messages": len(lines), "forfeits": None if lost is None else lost.side, "why": lost.why if lost else ""}
+    result = {
+        "messages": len(lines), "forfeits": None if lost is None else lost.side, "why": lost.why if lost else "",
+        "proved": lost is not None and lost.proved,
+    }  # fmt: skip
     if as_json:
         print_json(result)
     else:
         click.echo(f"{len(lines)} messages: {'nobody broke a rule' if lost is None else str(lost)}")
+        if lost is not None and not lost.proved:
+            click.echo("  not proved: whoever handed this transcript on could have made it so; put the question again")
     sys.exit(0 if lost is None else 1)

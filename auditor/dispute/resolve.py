@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from auditor.dispute.challenger import Challenger
 from auditor.dispute.difference import Difference
-from auditor.dispute.rules import Forfeit
+from auditor.dispute.rules import Conversation, Forfeit
 from auditor.referee import REFUTED, Finding
 from auditor.replayer import Repairs
 from vtrain.store.atomic import write_bytes
@@ -50,6 +51,7 @@ class Resolver:
     def __init__(self, challenger: Challenger, repairs: Repairs, directory: Path | None, once: bool = False) -> None:
         self._challenger, self._directory, self._once = challenger, directory, once
         self._repairs: Any = repairs
+        self._transcript = new_transcript(directory)
 
     def resolve(self, first: int, last: int, suspect: int | None = None) -> Resolution:
         """Judge every difference in steps ``first`` to ``last``, up to the first that is not benign.
@@ -64,7 +66,7 @@ class Resolver:
         try:
             self._all_steps(made, first, last, suspect)
         finally:
-            self._keep("transcript.jsonl", b"".join(line + b"\n" for line in self._challenger.talk.lines))
+            keep_transcript(self._transcript, self._challenger.talk)
         return made
 
     def _all_steps(self, made: Resolution, first: int, last: int, suspect: int | None) -> None:
@@ -88,7 +90,8 @@ class Resolver:
             if found is None:
                 return
             for part, data in enumerate(found.records):
-                self._keep(f"record-{step}-{found.event}-{part}", data)
+                if self._directory is not None:
+                    _keep(self._directory / f"record-{step}-{found.event}-{part}", data)
             if found.result == REFUTED:
                 made.refuted = found
             else:
@@ -104,10 +107,24 @@ class Resolver:
                 "record": _first(found),
             })  # fmt: skip
 
-    def _keep(self, name: str, data: bytes) -> None:
-        if self._directory is not None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            write_bytes(self._directory / name, data)
+
+def new_transcript(directory: Path | None) -> Path | None:
+    """Where a dispute's transcript goes in a directory: what an earlier one left there stays. None keeps nothing."""
+    if directory is None:
+        return None
+    names = itertools.chain(["transcript.jsonl"], (f"transcript-{n}.jsonl" for n in itertools.count(2)))
+    return next(directory / name for name in names if not (directory / name).exists())
+
+
+def keep_transcript(path: Path | None, talk: Conversation) -> None:
+    """Write a dispute's lines so far."""
+    if path is not None:
+        _keep(path, b"".join(line + b"\n" for line in talk.lines))
+
+
+def _keep(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, data)
 
 
 def to_json(found: Difference) -> dict[str, Any]:

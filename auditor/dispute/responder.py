@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from auditor.dispute.commitment import Commitment
 from auditor.dispute.messages import Message, seal
 from auditor.dispute.rerun import Captured, Rerun
-from auditor.dispute.rules import Conversation, encode_blocks
+from auditor.dispute.rules import Conversation, Forfeit, encode_blocks
 from vtrain.commit import merkle
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.trace import Trace
@@ -45,7 +45,11 @@ class Responder:
         Raises:
             Forfeit: the challenger broke a rule.
         """
-        asked = self.talk.take(line)
+        try:
+            asked = self.talk.take(line)
+        except Forfeit:
+            self.talk.lines.append(line)  # the evidence against its sender
+            raise
         answers: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
             "open": lambda c: {"job": self.talk.job, "note": self._note},
             "states": self._commit_states, "stateprefix": self._state_prefix, "state": self._state,

@@ -4,10 +4,13 @@ A ``Conversation`` is fed every line, by either party while they talk, or by a t
 afterwards: all three come to the same end. A party forfeits that
 
 - sends a message out of turn: another number, another session, or not after the line before;
-- sends one that is no message, or that its key did not sign (seen while talking; it proves nothing to others);
+- sends one that is no message, or that its key did not sign;
 - answers what was not asked, or with a proof that does not hold against what it committed to;
 - answers one question twice, differently; commits twice, differently;
 - refuses, or stops answering: the transcript then ends with a question.
+
+A signed line names the hash of the line before it, and so all that went before. Hence what its content breaks is proved
+by the transcript; silence and the first two rules are not, and a third person has to ask again.
 """
 
 from __future__ import annotations
@@ -36,13 +39,16 @@ class Forfeit(VtrainError):
     Args:
         side: ``challenger`` or ``responder``.
         why: which rule, one line.
+        proved: whether the party's own signature shows it to anybody. Silence, lines that it did not sign and lines
+            that follow others than these show it to the other party alone: whoever hands a transcript on can cut it,
+            add to it, and change what he said himself.
     """
 
     exit_code = 1
 
-    def __init__(self, side: str, why: str) -> None:
+    def __init__(self, side: str, why: str, proved: bool = False) -> None:
         super().__init__(f"the {side} forfeits: {why}")
-        self.side, self.why = side, why
+        self.side, self.why, self.proved = side, why, proved
 
 
 class Conversation:
@@ -95,6 +101,9 @@ class Conversation:
         try:
             message = unseal(line, self._key(side, line))
             self._in_turn(message)
+        except VtrainError as error:
+            raise Forfeit(side, str(error)) from error
+        try:
             if side == CHALLENGER:
                 self._check_request(message)
             else:
@@ -102,9 +111,9 @@ class Conversation:
         except Forfeit:
             raise
         except VtrainError as error:
-            raise Forfeit(side, str(error)) from error
+            raise Forfeit(side, str(error), proved=True) from error
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise Forfeit(side, f"a message of the wrong form: {error!r}"[:300]) from error
+            raise Forfeit(side, f"a message of the wrong form: {error!r}"[:300], proved=True) from error
         self.lines.append(line)
         return message
 
@@ -179,7 +188,7 @@ class Conversation:
         request = self._request
         assert request is not None
         if message.kind == "refused":
-            raise Forfeit(RESPONDER, f"refuses {request.kind!r}: {str(message.content.get('why'))[:200]}")
+            raise Forfeit(RESPONDER, f"refuses {request.kind!r}: {str(message.content.get('why'))[:200]}", proved=True)
         if message.kind != "answer":
             raise MalformedRunError(f"an answer is wanted, found {message.kind!r}")
         _, fields, check = REQUESTS[request.kind]
@@ -320,7 +329,7 @@ def encode_blocks(shown: Shown) -> dict[str, Any]:
 
 
 def check_transcript(lines: Sequence[bytes], job: str, note: str, responder: Ed25519PublicKey) -> Forfeit | None:
-    """Who loses by a transcript, for a third person; None if nobody broke a rule.
+    """Who loses by a transcript, for a third person, and whether it proves that; None if nobody broke a rule.
 
     Args:
         lines: all messages in order; hostile input.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,21 @@ import numpy as np
 import pytest
 import torch
 from parties import AUDITOR, Elsewhere, challenger, changed, party, recording_elsewhere, responder, ulps
-from run_helpers import HERE, KEY, audited, copied, forging, honest, job, make
+from run_helpers import HERE, KEY, audited, copied, forging, honest, job, make, silent
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import vtrain.engine.task as task_module
+from auditor.audit import Request, audit
+from auditor.bench import Bench
 from auditor.dispute.challenger import Challenger, common_prefix
+from auditor.dispute.disputing import Party
 from auditor.dispute.record import parse_record
 from auditor.dispute.rerun import Rerun
+from auditor.dispute.rules import RESPONDER, Forfeit
 from auditor.dispute.tracing import Tracer
 from auditor.evidence import open_run
 from auditor.freedom import EXCESS, FAR_REPAIRS
+from auditor.progress import Progress
 from auditor.referee import judge
 from benchmarks.freedom import moved
 from trainer.recorder import Recorder
@@ -378,6 +384,51 @@ def test_a_threshold_too_tight_is_repaired(threshold: Any, tmp_path: Path) -> No
     for record in kept:
         finding = judge(record.read_bytes(), KEY.public_key())
         assert (finding.result, finding.wrong) == ("benign", ())
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_disputed_audit_goes_on_after_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments that were judged are not replayed or disputed again; a party that fell silent is asked again."""
+    with pytest.MonkeyPatch.context() as patch:
+        recording_elsewhere(patch)
+        four = {**WIDE, "train": {"batch_size": 64, "steps": 4, "checkpoint_every": 1}}
+        run = make(tmp_path / "run", job(policy={"target": "bfloat16", "threshold": "off"}, **four))
+    whole = audited(run, party=party(run, Elsewhere), nonce="n")
+    assert whole.verified and len({r["step"] for r in whole.repairs}) > 2
+    request = Request(run, HERE, nonce="n", progress=tmp_path / "p", party=party(run, Elsewhere, tmp_path / "records"))
+    add, replay, replayed = Progress.add, Bench.replay, []
+
+    def killed(self: Progress, found: Any) -> None:
+        add(self, found)
+        if found.repairs:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Progress, "add", killed)
+        audit(request, silent, silent)
+    dumb = Party(lambda: (_silence, lambda: None))
+    lost = audit(replace(request, party=dumb), silent, silent)
+    assert (lost.exit_code, lost.what) == (1, "dispute")
+    first, missing = whole.repairs[0]["step"], lost.first_bad_step
+    assert missing is not None and missing > first
+    monkeypatch.setattr(Bench, "replay", lambda self, s, *a: replayed.append(s.last) or replay(self, s, *a))
+    again = audit(request, silent, silent)
+    assert again.verified and min(replayed) == missing
+    assert _plain(again.repairs) == _plain(whole.repairs) and again.freedom.to_json() == whole.freedom.to_json()
+    kept = {hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "records").glob("record-*")}
+    assert kept == {r["record"] for r in again.repairs}
+    assert len(list((tmp_path / "records").glob("transcript*.jsonl"))) == 2
+
+
+def _silence(line: bytes) -> bytes:
+    raise Forfeit(RESPONDER, "said nothing")
+
+
+def _plain(repairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k != "record"} for r in repairs]
 
 
 def choosing(site: Site, y: torch.Tensor, scale: ScaleFn) -> torch.Tensor:

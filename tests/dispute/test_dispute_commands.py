@@ -66,13 +66,19 @@ def trainer(run: Path, key: Path) -> list[str]:
 
 def test_an_honest_run_over_a_socket(key_file: Path, tmp_path: Path) -> None:
     run = honest("certified16")
-    with listening(trainer(run, key_file)) as address:
+    with listening([*trainer(run, key_file), "--out", str(tmp_path / "kept")]) as address:
         done = call("dispute", run, "--connect", address, "--out", tmp_path / "out", env=AUDITOR_ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "no step differs\n"
     transcript = tmp_path / "out" / "transcript.jsonl"
+    assert (tmp_path / "kept" / "transcript.jsonl").read_bytes() == transcript.read_bytes()
     done = call("referee", transcript, "--trainer-key", f"{key_file}.pub")
     assert done.returncode == 0 and "nobody broke a rule" in done.stdout
+    lines = transcript.read_bytes().splitlines(keepends=True)
+    transcript.write_bytes(b"".join(lines[:-1]))
+    done = call("referee", transcript, "--trainer-key", f"{key_file}.pub")
+    assert done.returncode == 1 and "not proved" in done.stdout
+    assert not json.loads(call("referee", transcript, "--trainer-key", f"{key_file}.pub", "--json").stdout)["proved"]
 
 
 def test_a_cheat_over_a_socket(key_file: Path, tmp_path: Path) -> None:

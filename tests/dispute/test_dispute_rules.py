@@ -57,6 +57,7 @@ def loses(change: Callable[[str, Content], Content], why: str) -> None:
     assert caught.value.side == RESPONDER
     found = third_person(heard[0])
     assert found is not None and (found.side, found.why) == (RESPONDER, caught.value.why)
+    assert found.proved and caught.value.proved
 
 
 class _Heard(Challenger):
@@ -218,6 +219,7 @@ def test_no_answer_is_seen_in_the_transcript() -> None:
         dispute.dispute(3)
     found = third_person(dispute.talk)
     assert found is not None and (found.side, found.why) == (RESPONDER, "the last question has no answer")
+    assert not found.proved  # the challenger could have cut the answer off
 
 
 def test_a_refusal_loses() -> None:
@@ -231,8 +233,32 @@ def test_a_refusal_loses() -> None:
 
 def test_another_key_proves_nothing_to_others() -> None:
     """Anybody can write such a line: it ends the talk, and a third person sees that it is not the responder's."""
-    with pytest.raises(Forfeit, match="not by key"):
+    with pytest.raises(Forfeit, match="not by key") as caught:
         opened(lambda m: m, AUDITOR)
+    assert not caught.value.proved
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, responder(honest()).answer)
+    found = third_person_of([*dispute.talk.lines[:1], seal(peek(dispute.talk.lines[1]), AUDITOR)], dispute.talk)
+    assert found is not None and (found.side, found.proved) == (RESPONDER, False)
+
+
+def test_a_question_changed_afterwards_proves_nothing() -> None:
+    """Who hands a transcript on can sign another question of his own; the true answer then follows another line."""
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, responder(honest(), CHEAT).answer)
+    dispute.dispute(3)
+    lines = list(dispute.talk.lines)
+    at = next(i for i, line in enumerate(lines) if peek(line).kind == "prefix")
+    question = peek(lines[at])
+    lines[at] = seal(replace(question, content={**question.content, "size": question.content["size"] - 1}), AUDITOR)
+    found = third_person_of(lines, dispute.talk)
+    assert found is not None and (found.side, found.proved) == (RESPONDER, False)
+    # the same of an answer, against the challenger
+    lines = list(dispute.talk.lines)
+    lines[3] = seal(replace(peek(lines[3]), kind="refused", content={"why": "x"}), KEY)
+    found = third_person_of(lines, dispute.talk)
+    assert found is not None and (found.side, found.proved) == (RESPONDER, True)
+    lines = [*dispute.talk.lines[:5], *dispute.talk.lines[7:]]
+    found = third_person_of(lines, dispute.talk)
+    assert found is not None and not found.proved
 
 
 def test_an_honest_transcript_has_no_loser() -> None:
@@ -240,7 +266,7 @@ def test_an_honest_transcript_has_no_loser() -> None:
     found = dispute.dispute(3)
     dispute.close(found)
     assert third_person(dispute.talk) is None
-    assert check_transcript(dispute.talk.lines[:-1], dispute.talk.job, dispute.talk.note, KEY.public_key()) is not None
+    assert third_person_of(dispute.talk.lines[:-1], dispute.talk) is not None
     assert check_transcript(dispute.talk.lines, "0" * 64, dispute.talk.note, KEY.public_key()) is not None
 
 
