@@ -186,15 +186,17 @@ def _outside(run: Path | Url, verdict: Path | Url | None) -> None:
 @click.command()
 @click.argument("run", type=RunPath())
 @download_option
-@click.option("--head", type=_file, help="A signed head of this run that was seen elsewhere.")
-@click.option("--verdict", type=_file, help="Check this verdict of an auditor, and repeat the draw of its sample, ...")
+@click.option("--head", type=RunPath(), help="A signed head of this run that was seen elsewhere.")
+@click.option(
+    "--verdict", type=RunPath(), help="Check this verdict of an auditor, and repeat the draw of its sample, ..."
+)
 @click.option("--auditor-key", type=_file, help="... signed with this public key ...")
 @click.option("--nonce", help="... and drawn with the nonce that you gave to the auditor.")
 @_key
 @_json
 def verify(
-    run: Path | Url, head: Path | None, verdict: Path | None, auditor_key: Path | None, nonce: str | None,
-    trainer_key: Path | None, as_json: bool,
+    run: Path | Url, head: Path | Url | None, verdict: Path | Url | None, auditor_key: Path | None,
+    nonce: str | None, trainer_key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Check everything about RUN that can be checked without repeating it: formats, signatures, proofs, digests.
 

@@ -17,6 +17,7 @@ from vtrain.commit import heads, merkle
 from vtrain.commit.leaf import Leaf, leaf_from_json
 from vtrain.errors import MalformedRunError, ProofError, TranscriptError, UsageError, VersionError
 from vtrain.store import canonical
+from vtrain.store.address import Url
 from vtrain.store.transcript import MAX_LINE_BYTES
 
 FORMAT = "vtrain-step-proof-v1"
@@ -101,7 +102,7 @@ def _path(value: Any) -> list[bytes]:
     return path
 
 
-def read_note(path: Path) -> str:
+def read_note(path: Path | Url) -> str:
     """A signed note's text, out of a file of any origin.
 
     Raises:
@@ -115,13 +116,21 @@ def read_note(path: Path) -> str:
         raise TranscriptError(f"{path}: not UTF-8: {error}") from error
 
 
-def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """A file that the user names.
+def read_bounded(path: Path | Url, max_bytes: int) -> bytes:
+    """A file or an object that the user names.
 
     Raises:
         UsageError: it can't be read.
         MalformedRunError: it is larger than ``max_bytes``.
+        StorageError: the store fails.
     """
+    if isinstance(path, Url):
+        from vtrain.store.objects import open_store
+
+        found = open_store(path).read("", max_bytes)
+        if found is None:
+            raise UsageError(f"{path}: there is no such object")
+        return found
     try:
         with path.open("rb") as handle:
             data = handle.read(max_bytes + 1)

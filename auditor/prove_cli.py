@@ -6,18 +6,20 @@ from pathlib import Path
 
 import click
 
-from vtrain.console import print_json
+from vtrain.console import RunPath, download_option, fetched, print_json
 from vtrain.errors import UsageError
+from vtrain.store.address import Url
 
 _file = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("run", type=_file, required=False)
+@click.argument("run", type=RunPath(), required=False)
+@download_option
 @click.option("--step", type=click.IntRange(0), help="The step to prove; 0 is the initialisation.")
-@click.option("--check", "proof", type=_file, help="Check the proof in this file; needs no run.")
+@click.option("--check", "proof", type=RunPath(), help="Check the proof in this file; needs no run.")
 @click.option("--trainer-key", type=_file, help="The trainer's public key.")
-def prove(run: Path | None, step: int | None, proof: Path | None, trainer_key: Path | None) -> None:
+def prove(run: Path | Url | None, step: int | None, proof: Path | Url | None, trainer_key: Path | None) -> None:
     """Print, as JSON, a proof that the trainer of RUN committed to a step; or check one. Needs no torch.
 
     \b
@@ -45,4 +47,4 @@ def prove(run: Path | None, step: int | None, proof: Path | None, trainer_key: P
     from auditor.evidence import open_run
     from auditor.prove import prove as make
 
-    click.echo(make(open_run(run, key), step).decode())
+    click.echo(make(open_run(fetched(run), key), step).decode())

@@ -31,6 +31,7 @@ from auditor.shown import visible
 from auditor.verdict_file import VerdictFile, read_verdict
 from auditor.verify import Check, verify
 from vtrain.commit import heads, keys
+from vtrain.store.address import Url
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_ROWS = 100
@@ -38,7 +39,7 @@ _MOST_ROWS = 100
 
 def make_report(
     run: Path,
-    verdict: Path | None,
+    verdict: Path | Url | None,
     trainer_key: Ed25519PublicKey | None,
     auditor_key: Ed25519PublicKey | None,
     on_step: Callable[[int, int], None],
@@ -47,7 +48,7 @@ def make_report(
 
     Args:
         run: the run directory; hostile, never modified.
-        verdict: file of a verdict on it; hostile.
+        verdict: file or object with a verdict on it; hostile.
         trainer_key: the trainer's key, if known.
         auditor_key: the key that the verdict must be signed with; without it the page says that nobody checked.
         on_step: hears (step, last step), twice for each.

@@ -16,12 +16,12 @@ _file = click.Path(path_type=Path)
 @click.command()
 @click.argument("run", type=RunPath())
 @download_option
-@click.option("--verdict", type=_file, help="A signed verdict on this run, as `vtrain audit --verdict` writes it.")
+@click.option("--verdict", type=RunPath(), help="A signed verdict on this run, as `vtrain audit --verdict` writes it.")
 @click.option("--out", type=_file, default=Path("report.html"), show_default=True, help="Write the page here.")
 @click.option("--trainer-key", type=_file, help="The trainer's public key, if you know it.")
 @click.option("--auditor-key", type=_file, help="The public key that must have signed the verdict.")
 def report(
-    run: Path | Url, verdict: Path | None, out: Path, trainer_key: Path | None, auditor_key: Path | None
+    run: Path | Url, verdict: Path | Url | None, out: Path, trainer_key: Path | None, auditor_key: Path | None
 ) -> None:
     """Check RUN as `vtrain verify` does, and write one offline HTML page about it. Needs no torch.
 

@@ -12,13 +12,14 @@ from auditor.sample import check_draw
 from auditor.verdict import VERDICT_PREDICATE
 from auditor.verdict_file import read_verdict
 from vtrain.commit import statement
+from vtrain.store.address import Url
 
 
-def check_verdict(path: Path, key: Ed25519PublicKey, evidence: Evidence, nonce: str | None) -> str:
+def check_verdict(path: Path | Url, key: Ed25519PublicKey, evidence: Evidence, nonce: str | None) -> str:
     """Check a verdict: signed by the auditor, about this run, and with the draw that its nonce and the head give.
 
     Args:
-        path: the file, hostile.
+        path: the file or object, hostile.
         key: the auditor's.
         evidence: the opened, complete run.
         nonce: the one that the auditor was to use; None takes the verdict's own.

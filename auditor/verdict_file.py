@@ -24,6 +24,7 @@ from auditor.verdict import VERDICT_PREDICATE, VERIFIED
 from vtrain.commit import heads, keys, statement
 from vtrain.errors import MalformedRunError
 from vtrain.policy import explain
+from vtrain.store.address import Url
 
 _MOST_ITEMS = 100_000
 _MOST_GROUPS = 10_000
@@ -236,7 +237,7 @@ class VerdictFile:
     unknown: tuple[str, ...]
 
 
-def read_verdict(path: Path, evidence: Evidence, auditor_key: Ed25519PublicKey | None) -> VerdictFile:
+def read_verdict(path: Path | Url, evidence: Evidence, auditor_key: Ed25519PublicKey | None) -> VerdictFile:
     """Read a verdict on a run; hostile input.
 
     Args:

@@ -24,6 +24,7 @@ from auditor.evidence import Evidence, numel, open_run
 from auditor.prove import read_note
 from vtrain.commit import heads, keys
 from vtrain.errors import CheckpointError, LogError
+from vtrain.store.address import Url
 from vtrain.store.checkpoint import list_checkpoints
 from vtrain.store.logcheck import segments
 
@@ -45,7 +46,7 @@ def verify(
     path: Path,
     key: Ed25519PublicKey | None,
     on_step: Callable[[int, int], None],
-    seen: Path | None = None,
+    seen: Path | Url | None = None,
     verdict: Callable[[Evidence], str] | None = None,
 ) -> list[Check]:
     """Check a run; hostile input, never modified.
@@ -54,7 +55,7 @@ def verify(
         path: the run directory.
         key: the trainer's public key, if known.
         on_step: hears (step, last step) as logs are checked.
-        seen: file of a signed head seen elsewhere, hostile like the run.
+        seen: file or object with a signed head seen elsewhere, hostile like the run.
         verdict: checks somebody's verdict against the opened run, and says what it found.
 
     Returns:

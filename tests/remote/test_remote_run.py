@@ -10,13 +10,14 @@ from click.testing import CliRunner, Result
 from remote_helpers import left, names, objects, put, url_of
 from run_helpers import KEY, evidence_bytes, honest, job, make, toml, values
 
+from auditor.evidence import open_run
 from auditor.verdict import VERDICT_PREDICATE
 from vtrain.cli import group
 from vtrain.commit import keys
 from vtrain.commit.statement import open_statement
 from vtrain.errors import PathError, RunExistsError, UsageError
 from vtrain.store.address import Url
-from vtrain.store.objects import open_store
+from vtrain.store.objects import open_store, write
 from vtrain.store.remote import local_copy
 
 
@@ -63,6 +64,25 @@ def test_verified_inspected_and_audited_on_a_store(url: Url, files: Path, surrou
     assert envelope is not None
     assert open_statement(envelope, KEY.public_key(), VERDICT_PREDICATE)["predicate"]["result"] == "verified"
     assert objects(url) == before
+    assert left(surroundings) == []
+
+
+def test_verdicts_heads_and_proofs_on_a_store(url: Url, files: Path, surroundings: Path) -> None:
+    """Whatever a command reads of a run, of a verdict on it and of a proof can lie on a store."""
+    put(honest(), url)
+    aside = f"{url.secret}-aside"
+    verdict, head, proof = (url_of(f"{aside}/{name}") for name in ("verdict.json", "head", "proof.json"))
+    call("audit", url.secret, "--job", files / "job.toml", "--verdict", verdict.secret, "--key", files / "k.key")
+    write(head, open_run(honest()).notes[0].encode())
+    signed = ("--verdict", verdict.secret, "--auditor-key", files / "k.pub")
+    done = call("verify", url.secret, *signed, "--head", head.secret)
+    assert "verified; its steps were chosen" in done.output and "head seen" in done.output
+    call("report", url.secret, *signed, "--out", files / "page.html")
+    assert "Verified" in (files / "page.html").read_text()
+    write(proof, call("prove", url.secret, "--step", 3).output.encode().strip())
+    assert '"step": 3' in call("prove", "--check", proof.secret, "--trainer-key", files / "k.pub").output
+    with pytest.raises(UsageError, match="no such object"):
+        call("verify", url.secret, "--verdict", f"{aside}/nothing", "--auditor-key", files / "k.pub")
     assert left(surroundings) == []
 
 
