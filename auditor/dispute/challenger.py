@@ -65,7 +65,7 @@ class Challenger:
         self.talk = Conversation(evidence.digest.hex(), self._note, responder or evidence.key)
         self._agreed: dict[int, int] = {}  # a step, and how many of its events both sides have alike
         self._session = os.urandom(32).hex()
-        self.ask("open", job=self.talk.job, note=self._note, key=keys.public_text(key))
+        self.ask("open", job=self.talk.job, head=evidence.notes[-1], key=keys.public_text(key))
 
     def ask(self, kind: str, **content: Any) -> dict[str, Any]:
         """One question and its answer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,7 +246,8 @@ def _transcript(data: bytes, trainer_key: Path | None, as_json: bool) -> None:
         raise UsageError("a transcript needs --trainer-key: the key that its answers must be signed with")
     lines = data.rstrip(b"\n").split(b"\n")
     opened = peek(lines[0]).content
-    lost = check_transcript(lines, str(opened.get("job")), str(opened.get("note")), key)
+    note = hashlib.sha256(str(opened.get("head")).encode(errors="replace")).hexdigest()
+    lost = check_transcript(lines, str(opened.get("job")), note, key)
     result = {
         "messages": len(lines), "forfeits": None if lost is None else lost.side, "why": lost.why if lost else "",
         "proved": lost is not None and lost.proved,

@@ -14,7 +14,7 @@ from auditor.dispute.exact import within
 from auditor.dispute.parts import RECORD_BYTES, around, split, words
 from auditor.dispute.record import Record, SideProof, unhexes
 from auditor.dispute.rerun import Captured
-from auditor.dispute.rules import CHALLENGER, RESPONDER, Forfeit, shown_in
+from auditor.dispute.rules import CHALLENGER, MAX_BLOCKS, RESPONDER, Forfeit, shown_in
 from auditor.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_at
 from vtrain.commit import keys
 from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
@@ -123,14 +123,15 @@ class Operation:
 
     # ---- the elements ---------------------------------------------------------------------------------------------
     def _disputed(self, captured: Captured) -> tuple[np.ndarray, Shown]:
-        """Flat indices of the elements that differ, and the run's blocks that hold them."""
+        """Flat indices of the elements that differ, and the run's blocks that hold them, without their proofs."""
         own = captured.outputs["value"]
         theirs = unhexes(self._party.ask("hashes", **self._where)["hashes"])
         if len(theirs) != len(own.hashes):
             wanted = parse_site(captured.event.name)[2]
             raise Forfeit(RESPONDER, f"an output of {len(theirs)} blocks; {wanted} is wanted")
         blocks = [i for i, (a, b) in enumerate(zip(own.hashes, theirs, strict=True)) if a != b]
-        shown = self._blocks(blocks)
+        parts = [self._blocks(blocks[i : i + MAX_BLOCKS]) for i in range(0, len(blocks), MAX_BLOCKS)]
+        shown = replace(parts[0], blocks={i: data for part in parts for i, data in part.blocks.items()}, proof=())
         width = own.header.width
         found = []
         for i in blocks:

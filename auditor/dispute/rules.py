@@ -16,6 +16,7 @@ by the transcript; silence and the first two rules are not, and a third person h
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,10 +28,12 @@ from auditor.dispute.messages import START, Message, line_digest, peek, unseal
 from auditor.dispute.record import unhex, unhexes
 from vtrain.commit import keys, merkle
 from vtrain.commit.blocks import Shown, header
+from vtrain.commit.heads import peek_head
 from vtrain.commit.trace import Event, parse_event
 from vtrain.errors import KeyFileError, MalformedRunError, ProofError, VtrainError
 
 CHALLENGER, RESPONDER = "challenger", "responder"
+MAX_BLOCKS = 8192  # in one answer: 43 MiB as base64
 
 
 class Forfeit(VtrainError):
@@ -80,6 +83,8 @@ class Conversation:
         self._states: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._said: dict[bytes, bytes] = {}
         self._request: Message | None = None
+        self._last = -1  # the run's last step
+        self._blocks: dict[tuple[int, int, str, str], int] = {}  # of tensors whose hashes were shown: how many
 
     @property
     def whose_turn(self) -> str:
@@ -145,14 +150,28 @@ class Conversation:
             raise MalformedRunError(f"request {message.kind!r}: fields {sorted(message.content)}")
         if message.kind == "trace":
             self._commit(CHALLENGER, message.content["step"], message.content["commitment"])
+        if message.kind == "open":
+            self._check_open(message.content)
         if not self._sensible(message.kind, message.content):
             raise MalformedRunError(f"request {message.kind!r} about what was not committed to, or out of its range")
         self._request = message
 
+    def _check_open(self, asked: Mapping[str, Any]) -> None:
+        head = peek_head(asked["head"])
+        found = (asked["job"], hashlib.sha256(asked["head"].encode()).hexdigest())
+        if found != (self.job, self.note):
+            raise ProofError(f"a dispute about another run, whose head has {head.size} leaves")
+        self._last = head.size - 1
+
     def _sensible(self, kind: str, asked: Mapping[str, Any]) -> bool:
-        """Whether a request is about something that the responder can be asked about."""
+        """Whether a request is about something that the responder can be asked about.
+
+        Complete, as whoever can't answer loses: what passes here, an honest responder can answer.
+        """
         numbers = [asked[n] for n in ("first", "last", "step", "size", "event") if n in asked]
         if not all(type(n) is int and 0 <= n < 2**53 for n in numbers):
+            return False
+        if any(asked[n] > self._last for n in ("first", "last", "step") if n in asked):
             return False
         if kind == "states":
             return bool(asked["first"] <= asked["last"])
@@ -164,11 +183,24 @@ class Conversation:
         if kind in ("prefix", "event"):
             trace = self.traces.get(asked["step"])
             return trace is not None and asked.get("size", 0) <= trace.size and asked.get("event", 0) < trace.size
-        if kind in ("hashes", "blocks"):
-            indices = asked.get("blocks", [0])
-            plain = isinstance(indices, list) and bool(indices) and all(type(i) is int and i >= 0 for i in indices)
-            return plain and indices == sorted(set(indices)) and bool(_digest_of(self, asked))
-        return kind != "columns" or "log" in self.event(asked["step"], asked["event"]).outputs
+        if kind == "hashes":
+            return self._is_tensor(asked)
+        if kind == "blocks":
+            return self._are_blocks(asked["blocks"], self._blocks.get(_tensor(asked), 0))
+        event = self.event(asked["step"], asked["event"]) if kind == "columns" else None
+        return event is None or (event.kind == "site" and "log" in event.outputs)
+
+    def _is_tensor(self, asked: Mapping[str, Any]) -> bool:
+        """Whether the name is a tensor's, and not that of another digest that an event has."""
+        kind = self.event(asked["step"], asked["event"]).kind
+        log = kind == "site" and (asked["part"], asked["name"]) == ("outputs", "log")
+        return kind in ("op", "site") and not log and bool(_digest_of(self, asked))
+
+    def _are_blocks(self, indices: Any, count: int) -> bool:
+        """Whether they are ascending blocks of a tensor that has so many, no more than an answer holds."""
+        plain = isinstance(indices, list) and 0 < len(indices) <= MAX_BLOCKS
+        plain = plain and all(type(i) is int and 0 <= i < count for i in indices)
+        return plain and indices == sorted(set(indices))
 
     def _commit(self, side: str, step: int, signed: Any) -> None:
         """Take a side's commitment to a step's trace; a second one only after the challenger made repairs."""
@@ -236,7 +268,7 @@ def shown_in(content: Mapping[str, Any], indices: Sequence[int]) -> Shown:
 
 # ---- what each answer must prove ------------------------------------------------------------------------------------
 def _open(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    if (said["job"], said["note"]) != (talk.job, talk.note) or (asked["job"], asked["note"]) != (talk.job, talk.note):
+    if (said["job"], said["note"]) != (talk.job, talk.note):
         raise ProofError("a dispute about another run")
 
 
@@ -275,6 +307,10 @@ def _event(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]
     talk.events[(asked["step"], asked["event"])] = parse_event(data)
 
 
+def _tensor(asked: Mapping[str, Any]) -> tuple[int, int, str, str]:
+    return asked["step"], asked["event"], asked["part"], asked["name"]
+
+
 def _digest_of(talk: Conversation, asked: Mapping[str, Any]) -> str:
     event = talk.event(asked["step"], asked["event"])
     part = {"inputs": event.inputs, "outputs": event.outputs}[asked["part"]]
@@ -285,6 +321,7 @@ def _hashes(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any
     head, hashes = header(said["dtype"], said["shape"]), unhexes(said["hashes"])
     if len(hashes) != head.count or head.digest(merkle.root(hashes)) != _digest_of(talk, asked):
         raise ProofError("hashes of blocks that are not those of the event's digest")
+    talk._blocks[_tensor(asked)] = len(hashes)
 
 
 def _blocks(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
@@ -305,7 +342,7 @@ _Check = Callable[[Conversation, Mapping[str, Any], Mapping[str, Any]], None]
 _AT = {"step", "event", "part", "name"}
 # request -> its fields, its answer's fields, what the answer must prove
 REQUESTS: dict[str, tuple[set[str], set[str], _Check]] = {
-    "open": ({"job", "note", "key"}, {"job", "note"}, _open),
+    "open": ({"job", "head", "key"}, {"job", "note"}, _open),
     "states": ({"first", "last", "root"}, {"root"}, _states),
     "stateprefix": ({"first", "last", "size"}, {"root", "proof"}, _stateprefix),
     "state": ({"first", "last", "step"}, {"state", "proof"}, _state),

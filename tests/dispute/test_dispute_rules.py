@@ -9,16 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from parties import AUDITOR, changed, responder, ulps
+from parties import AUDITOR, challenger, changed, responder, ulps
 from run_helpers import HERE, KEY, honest
 
 from auditor.dispute.challenger import Challenger
 from auditor.dispute.messages import Message, line_digest, peek, seal, unseal
 from auditor.dispute.rerun import Rerun
-from auditor.dispute.rules import CHALLENGER, RESPONDER, Conversation, Forfeit, check_transcript
+from auditor.dispute.rules import CHALLENGER, MAX_BLOCKS, RESPONDER, Conversation, Forfeit, check_transcript
 from auditor.evidence import open_run
-from vtrain.errors import MalformedRunError, SignatureError
+from vtrain.errors import MalformedRunError, SignatureError, StorageError
 
 Content = dict[str, Any]
 CHEAT = changed(3, 2, ulps(5, 1000))
@@ -190,7 +191,8 @@ QUESTIONS: list[tuple[str, Content]] = [
     ("prefix", {"step": 3, "size": 1}), ("event", {"step": 3, "event": 1}),
     ("hashes", {"step": 3, "event": 1, "part": "outputs", "name": "value"}),
     ("blocks", {"step": 3, "event": 1, "part": "outputs", "name": "value", "blocks": [0]}),
-    ("columns", {"step": 3, "event": 1}), ("open", {"job": "", "note": "", "key": ""}), ("shutdown", {}),
+    ("columns", {"step": 3, "event": 1}), ("open", {"job": "", "head": "", "key": ""}), ("shutdown", {}),
+    ("states", {"first": 0, "last": 7, "root": "0" * 64}),
     ("states", {"first": 0}),
 ]  # fmt: skip
 
@@ -205,6 +207,69 @@ def test_a_question_that_makes_no_sense_loses(kind: str, content: Content) -> No
     assert caught.value.side == CHALLENGER
     found = third_person_of([*dispute.talk.lines, line], dispute.talk)
     assert found is not None and found.side == CHALLENGER
+
+
+def _asked_afterwards(content: Content, at: int) -> Content:
+    where = {"part": "outputs", "name": "value"}
+    return {n: at if v == "here" else v for n, v in {"step": 3, "event": "here", **where, **content}.items()}
+
+
+AFTERWARDS: dict[str, tuple[str, Content]] = {
+    "blocks beyond the tensor": ("blocks", {"blocks": [0, 1 << 20]}),
+    "blocks twice": ("blocks", {"blocks": [0, 0]}),
+    "too many blocks": ("blocks", {"blocks": list(range(MAX_BLOCKS + 1))}),
+    "blocks of what has no known number": ("blocks", {"part": "inputs", "name": "a", "blocks": [0]}),
+    "a digest that is no tensor's": ("hashes", {"event": 0, "name": "state"}),
+    "decisions as a tensor": ("hashes", {"name": "log"}),
+    "no such part": ("hashes", {"part": "args"}),
+    "no such tensor": ("hashes", {"name": "c"}),
+}
+
+
+@pytest.mark.parametrize("name", list(AFTERWARDS))
+def test_questions_that_an_honest_party_could_not_answer(name: str) -> None:
+    """They are the challenger's fault: else anybody could make an honest trainer forfeit."""
+    kind, content = AFTERWARDS[name]
+    run = honest("certified16")
+    theirs = responder(run, CHEAT)
+    dispute = Challenger(Rerun(open_run(run), HERE), AUDITOR, theirs.answer)
+    found = dispute.dispute(3)
+    assert found is not None
+    dispute.ask("event", step=3, event=0)
+    asked = _asked_afterwards(content, found.event)
+    line = seal(Message(dispute._session, len(dispute.talk.lines), dispute.talk.previous, kind, asked), AUDITOR)
+    with pytest.raises(Forfeit) as caught:
+        theirs.answer(line)
+    assert (caught.value.side, caught.value.proved) == (CHALLENGER, True)
+    lost = third_person_of([*dispute.talk.lines, line], dispute.talk)
+    assert lost is not None and (lost.side, lost.why) == (CHALLENGER, caught.value.why)
+
+
+def test_a_dispute_about_another_run_is_the_challengers_fault() -> None:
+    theirs, other = responder(honest()), open_run(honest("certified16"))
+    with pytest.raises(Forfeit, match="about another run") as caught:
+        Challenger(Rerun(other, HERE), AUDITOR, theirs.answer)
+    assert caught.value.side == CHALLENGER
+
+
+def test_many_blocks_are_asked_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import auditor.dispute.operation as operation
+    import auditor.dispute.rules as rules
+
+    def all_of_it(out: torch.Tensor) -> None:
+        out.view(torch.int32).view(-1)[:] += 1000
+
+    cheat = changed(3, 13, all_of_it)  # 16 x 192 floats: three blocks
+    whole = challenger(honest(), cheat).dispute(3)
+    monkeypatch.setattr(operation, "MAX_BLOCKS", 1)
+    monkeypatch.setattr(rules, "MAX_BLOCKS", 1)
+    asking = challenger(honest(), cheat)
+    monkeypatch.setattr(operation.Operation, "_record", lambda self, *a: whole.records[0])
+    parts = asking.dispute(3)
+    assert whole is not None and parts is not None
+    assert parts.why == whole.why and parts.wrong == whole.wrong == ("run",)
+    asked = [peek(line).content["blocks"] for line in asking.talk.lines if peek(line).kind == "blocks"]
+    assert asked[:3] == [[0], [1], [2]]
 
 
 def test_no_answer_is_seen_in_the_transcript() -> None:
@@ -223,12 +288,18 @@ def test_no_answer_is_seen_in_the_transcript() -> None:
 
 
 def test_a_refusal_loses() -> None:
-    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, responder(honest()).answer)
-    with pytest.raises(Forfeit, match="the run ends at 6") as caught:
-        dispute.ask("states", first=0, last=7, root="0" * 64)
-    assert caught.value.side == RESPONDER
+    theirs = responder(honest())
+
+    def unable(first: int, last: int) -> list[str]:
+        raise StorageError("disk full")
+
+    theirs._rerun.states = unable  # type: ignore[method-assign]
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
+    with pytest.raises(Forfeit, match="disk full") as caught:
+        dispute.ask("states", first=0, last=6, root="0" * 64)
+    assert (caught.value.side, caught.value.proved) == (RESPONDER, True)
     found = third_person(dispute.talk)
-    assert found is not None and found.side == RESPONDER
+    assert found is not None and (found.side, found.proved) == (RESPONDER, True)
 
 
 def test_another_key_proves_nothing_to_others() -> None:

@@ -154,6 +154,15 @@ def _check_name(name: str) -> None:
         raise UsageError(f"{str(name)[:300]!r} is no key name: 1 to 255 visible ASCII characters without '+'")
 
 
+def peek_head(text: str) -> Head:
+    """Parse a note without checking who signed it: for one that is known by its hash.
+
+    Raises:
+        TranscriptError: rules 1 and 3 of ``open_head``.
+    """
+    return _parse_body(_split_note(text)[0])
+
+
 def _split_note(text: str) -> tuple[str, list[tuple[str, bytes, bytes]]]:
     """A note's text and its signatures as (key name, key id, signature)."""
     if not isinstance(text, str) or len(text) > MAX_NOTE_BYTES:
