@@ -15,7 +15,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.bench import Bench, Found, Work
-from auditor.dispute.disputing import UNANSWERED, Party, judging
+from auditor.dispute.disputing import Party, judging
 from auditor.evidence import Evidence, open_run
 from auditor.executors import Crew, Processes, Replays
 from auditor.programs import check_program
@@ -185,8 +185,7 @@ class _Keeper:
         self._progress = progress
 
     def __call__(self, found: Found) -> None:
-        unanswered = found.difference is not None and found.difference[1] == UNANSWERED
-        if self._progress is not None and found.segment not in self._progress.found and not unanswered:
+        if self._progress is not None and found.segment not in self._progress.found and not found.unanswered:
             self._progress.add(found)
 
 

@@ -33,6 +33,7 @@ class Found:
         difference: step, what and detail of the first difference, if there was one.
         repairs: differences that disputes found to be benign, as the verdict lists them.
         dispute: how the difference was judged, as the verdict has it; None where nobody was asked.
+        unanswered: whether it was not judged, as the trainer fell silent or what came was not signed by it.
     """
 
     segment: Segment
@@ -40,6 +41,7 @@ class Found:
     difference: tuple[int, str, str] | None = None
     repairs: list[dict[str, Any]] = field(default_factory=list)
     dispute: dict[str, Any] | None = None
+    unanswered: bool = False
 
 
 class Bench:

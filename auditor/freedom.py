@@ -22,6 +22,10 @@ Three tails are taken: of the departures beyond _SURE units of the model, of tho
 difference seen, and of the others; a kind's p-value is three times the smallest, and the whole's the smallest of the
 kinds' times their number (Bonferroni).
 
+The tails that use what was measured take it for the true distribution, with one more difference added; so their
+p-values are approximate, and too small where rare large differences are all of one size. The model's tail needs no
+measurement.
+
 Repairs are choices too, of a trainer that logs less than it should. They are known because they departed, so there is
 no number of near ones to compare with. But few may lie far: of all values settled, each does with the model's
 probability.
@@ -49,7 +53,7 @@ BINS = (_MOST - _LEAST) * _PER_OCTAVE
 _WIDER = math.ceil(math.log2(SAFETY) * _PER_OCTAVE)
 FAR_REPAIRS = "far repairs"
 EXCESS = 1e-6  # p-values below it are worth a note
-_SURE = 6.0  # multiples of the model's unit beyond which a departure is no rounding error
+_SURE = 6.0  # multiples of the model's unit beyond which, from the next bin on, a departure is no rounding error
 _SURE_REPAIR = 8.0  # the same for repairs: all values settled could have departed, not only those in doubt
 
 
@@ -204,7 +208,7 @@ class Freedom:
     def _repairs(self) -> list[Kind]:
         if not self.repaired.any():
             return []
-        far = int(self.repaired[int(bins(np.array([_SURE_REPAIR]))[0]) + 1 :].sum())
+        far = int(self.repaired[int(bins(np.array([_SURE_REPAIR]))[0]) :].sum())
         mean = self.settled * _model(_SURE_REPAIR)
         return [Kind(FAR_REPAIRS, self.settled, far, mean, mean, poisson_tail(far, mean))]
 

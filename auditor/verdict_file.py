@@ -103,7 +103,7 @@ class Repair(_Known):
     seq: Count
     site: Text
     elements: Count
-    record: Sha256
+    record: Sha256 | Literal[""]
 
 
 class Element(_Known):
@@ -121,13 +121,13 @@ class Dispute(_Known):
     """A difference brought before the referee."""
 
     step: Count
-    event: Count
+    event: Annotated[int, Field(ge=-1, lt=2**53)]
     operation: Text
     site: Text
     result: Literal["benign", "refuted"]
     wrong: list[Text] = Field(max_length=16)
     elements: list[Element] = Field(max_length=_MOST_ITEMS)
-    record: Sha256
+    record: Sha256 | Literal[""]
 
 
 class Draw(_Known):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auditor.cli import _file, _json, _key, _outside, _public, _steps
-from vtrain.console import RunPath, download_option, fetched, print_json, print_table, profile_option
-from vtrain.errors import UnsupportedError, UsageError
+from vtrain.console import RunPath, download_option, fetched, print_json, print_table, printable, profile_option
+from vtrain.errors import KeyFileError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from auditor.dispute.difference import Difference
@@ -237,9 +239,20 @@ def referee(record: Path, trainer_key: Path | None, as_json: bool) -> None:
     sys.exit(1 if finding.wrong else 0)
 
 
+def _challenger(opened: Mapping[str, Any]) -> str:
+    """Id of the key that the first message brings; empty where that is none."""
+    from vtrain.commit import keys
+
+    text = str(opened.get("key"))
+    with contextlib.suppress(KeyFileError):
+        return keys.key_id(keys.load_public(text)) if text.startswith("-----BEGIN") else ""
+    return ""
+
+
 def _transcript(data: bytes, trainer_key: Path | None, as_json: bool) -> None:
     from auditor.dispute.messages import peek
     from auditor.dispute.rules import check_transcript
+    from vtrain.commit import keys
 
     key = _public(trainer_key)
     if key is None:
@@ -248,14 +261,17 @@ def _transcript(data: bytes, trainer_key: Path | None, as_json: bool) -> None:
     opened = peek(lines[0]).content
     note = hashlib.sha256(str(opened.get("head")).encode(errors="replace")).hexdigest()
     lost = check_transcript(lines, str(opened.get("job")), note, key)
-    result = {
-        "messages": len(lines), "forfeits": None if lost is None else lost.side, "why": lost.why if lost else "",
-        "proved": lost is not None and lost.proved,
-    }  # fmt: skip
+    trainer, challenger, job = keys.key_id(key), _challenger(opened), str(opened.get("job"))
     if as_json:
-        print_json(result)
+        print_json({
+            "messages": len(lines), "forfeits": None if lost is None else lost.side, "why": lost.why if lost else "",
+            "proved": lost is not None and lost.proved, "trainer": trainer, "challenger": challenger, "job": job,
+            "head": note,
+        })  # fmt: skip
     else:
         click.echo(f"{len(lines)} messages: {'nobody broke a rule' if lost is None else str(lost)}")
+        click.echo(f"  trainer     key {trainer[:16]}, job {printable(job[:16])}, head {note[:16]}")
+        click.echo(f"  challenger  key {challenger[:16]}, which the transcript brings: compare it with the auditor's")
         if lost is not None and not lost.proved:
             click.echo("  not proved: whoever handed this transcript on could have made it so; put the question again")
     sys.exit(0 if lost is None else 1)

@@ -36,7 +36,6 @@ class Party:
     records: Path | None = None
 
 
-UNANSWERED = "dispute"  # what a verdict says is wrong where the trainer broke a dispute's rules, or fell silent
 # What an audit compares with the run's own records, which no rounding changes.
 _OF_THE_RUN = ("data", "log", "scalars", "sites", "steps")
 Replay = Callable[[Any, dict[Any, Any]], "Found"]  # a segment, with repairs
@@ -73,6 +72,7 @@ class Judge:
         except Forfeit as lost:
             if lost.side != RESPONDER:
                 raise
+            found.unanswered = not lost.proved
             return _refuted(found, Resolution(refuted=forfeited(lost, suspect)))
         if made.refuted is not None:
             if "run" not in made.refuted.wrong:
@@ -103,7 +103,7 @@ class Judge:
 def _refuted(found: Found, made: Resolution) -> Found:
     assert made.refuted is not None
     found.repairs, found.dispute = made.listed, to_json(made.refuted)
-    found.difference = (made.refuted.step, "operation" if made.refuted.event >= 0 else UNANSWERED, made.refuted.why)
+    found.difference = (made.refuted.step, "operation" if made.refuted.event >= 0 else "dispute", made.refuted.why)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,12 @@ import numpy as np
 from auditor.dispute.difference import Difference, other_results
 from auditor.dispute.exact import within
 from auditor.dispute.parts import RECORD_BYTES, around, split, words
-from auditor.dispute.record import Record, SideProof, unhexes
+from auditor.dispute.record import MAX_HASHES, Record, SideProof, unhexes
 from auditor.dispute.rerun import Captured
-from auditor.dispute.rules import CHALLENGER, MAX_BLOCKS, RESPONDER, Forfeit, shown_in
+from auditor.dispute.rules import CHALLENGER, MAX_BLOCKS, RESPONDER, shown_in
 from auditor.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_at
 from vtrain.commit import keys
-from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
+from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of, header
 from vtrain.commit.trace import Trace, parse_event
 from vtrain.errors import UnsupportedError
 from vtrain.store import canonical
@@ -49,13 +48,16 @@ class Operation:
         Raises:
             Forfeit: the responder breaks a rule.
         """
-        alike = self._run.unlike(self._own) is None
-        if alike and self._run.kind == "site" and self._run.args.get("definition") is not None:
-            return self._rounding()
-        if alike and self._run.kind == "site" and "value" in self._run.outputs:
-            return self._bounded()
-        if alike and self._run.kind == "op":
+        run, own = self._run, self._own
+        if run.unlike(own) is None and run.kind == "op":
             return self._done_again()
+        values = run.outputs.get("value"), own.outputs.get("value")
+        if run.unlike(own) is not None or None in values or values[0] == values[1]:
+            return self._other()
+        return self._rounding() if run.args.get("definition") is not None else self._bounded()
+
+    def _other(self) -> Difference:
+        """A refutation that no rounding explains."""
         return other_results(self._step, self._number, self._run, self._own)
 
     def _captured(self) -> Captured:
@@ -64,7 +66,7 @@ class Operation:
     # ---- the ways to judge ----------------------------------------------------------------------------------------
     def _done_again(self) -> Difference:
         """Two results of an operation that has the same bits on every machine."""
-        found, captured = other_results(self._step, self._number, self._run, self._own), self._captured()
+        found, captured = self._other(), self._captured()
         sizes = [b.header.nbytes for b in captured.inputs.values()]
         if sum(sizes) > MAX_OPERATION_BYTES or 0 in sizes:
             return replace(found, why=f"{found.why}; no record: {sum(sizes)} bytes of arguments")
@@ -82,7 +84,9 @@ class Operation:
     def _rounding(self) -> Difference:
         """Two outputs of the same operation on the same operands."""
         captured = self._captured()
-        elements, shown = self._disputed(captured)
+        if (disputed := self._disputed(captured)) is None:
+            return self._other()
+        elements, shown = disputed
         made: list[bytes] = []
         findings: list[Finding] = []
         for part, needed in split(elements, captured, self._run):
@@ -103,7 +107,9 @@ class Operation:
         """
         captured = self._captured()
         assert captured.doubt is not None
-        elements, shown = self._disputed(captured)
+        if (disputed := self._disputed(captured)) is None:
+            return self._other()
+        elements, shown = disputed
         fmt, (y, w) = parse_site(self._run.name)[1], captured.doubt
         values = values_at(shown, elements)
         inside = [
@@ -122,13 +128,21 @@ class Operation:
         return Difference(result, wrong, self._step, self._number, self._run.name, why, repairs=repairs)
 
     # ---- the elements ---------------------------------------------------------------------------------------------
-    def _disputed(self, captured: Captured) -> tuple[np.ndarray, Shown]:
-        """Flat indices of the elements that differ, and the run's blocks that hold them, without their proofs."""
+    def _disputed(self, captured: Captured) -> tuple[np.ndarray, Shown] | None:
+        """Flat indices of the elements that differ, and the run's blocks that hold them, without their proofs.
+
+        None if the run's output has another dtype or shape, which both signed events show.
+
+        Raises:
+            UnsupportedError: the output is larger than a message's hashes can cover.
+        """
         own = captured.outputs["value"]
-        theirs = unhexes(self._party.ask("hashes", **self._where)["hashes"])
-        if len(theirs) != len(own.hashes):
-            wanted = parse_site(captured.event.name)[2]
-            raise Forfeit(RESPONDER, f"an output of {len(theirs)} blocks; {wanted} is wanted")
+        if own.header.count > MAX_HASHES:
+            raise UnsupportedError(f"{self._run.name}: {own.header.nbytes} bytes; a dispute shows {MAX_HASHES} blocks")
+        said = self._party.ask("hashes", **self._where)
+        if header(said["dtype"], said["shape"]) != own.header:
+            return None
+        theirs = unhexes(said["hashes"])
         blocks = [i for i, (a, b) in enumerate(zip(own.hashes, theirs, strict=True)) if a != b]
         parts = [self._blocks(blocks[i : i + MAX_BLOCKS]) for i in range(0, len(blocks), MAX_BLOCKS)]
         shown = replace(parts[0], blocks={i: data for part in parts for i, data in part.blocks.items()}, proof=())
@@ -182,6 +196,7 @@ class Operation:
         """The run's decisions there, unless they are too large for a record."""
         if "log" not in self._run.outputs:
             return None
-        found = self._party.ask("columns", step=self._step, event=self._number)
-        small = sum(len(base64.b64decode(text)) for text in found.values()) <= RECORD_BYTES // 8
-        return found if small else None
+        own = self._party.rerun.columns(self._step, self._run.args["seq"])
+        if own is None or sum(map(len, own.values())) > RECORD_BYTES // 8:
+            return None
+        return self._party.ask("columns", step=self._step, event=self._number)

@@ -64,6 +64,8 @@ class Responder:
         reply = seal(message, self._key)
         if kind == "answer":
             self.talk.take(reply)
+        else:
+            self.talk.lines.append(reply)
         return reply
 
     # ---- states ---------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class Conversation:
         self._states: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._said: dict[bytes, bytes] = {}
         self._request: Message | None = None
+        self._committed: dict[tuple[str, int, str], Commitment] = {}
         self._last = -1  # the run's last step
         self._blocks: dict[tuple[int, int, str, str], int] = {}  # of tensors whose hashes were shown: how many
 
@@ -128,7 +129,9 @@ class Conversation:
         if self.challenger is None:
             text = peek(line).content.get("key")
             try:
-                self.challenger = keys.load_public(text if isinstance(text, str) and text.startswith("-----") else "")
+                self.challenger = keys.load_public(
+                    text if isinstance(text, str) and text.startswith("-----BEGIN") else ""
+                )
             except KeyFileError as error:
                 raise MalformedRunError(f"the first message brings no key: {error}") from error
         return self.challenger
@@ -152,6 +155,8 @@ class Conversation:
             self._commit(CHALLENGER, message.content["step"], message.content["commitment"])
         if message.kind == "open":
             self._check_open(message.content)
+        if message.kind == "states":
+            unhex(message.content["root"])
         if not self._sensible(message.kind, message.content):
             raise MalformedRunError(f"request {message.kind!r} about what was not committed to, or out of its range")
         self._request = message
@@ -210,8 +215,7 @@ class Conversation:
         if (found.job, found.note, found.step) != (self.job, self.note, step):
             raise ProofError("a commitment about another job, run or step")
         into = self.own if side == CHALLENGER else self.traces
-        old = into.get(step)
-        if old is not None and old != found and (side == RESPONDER or old.repairs == found.repairs):
+        if self._committed.setdefault((side, step, found.repairs if side == CHALLENGER else ""), found) != found:
             raise ProofError(f"two commitments to the trace of step {step}")
         into[step], self.signed[(side, step)] = found, signed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ from auditor.evidence import open_run
 from auditor.freedom import EXCESS, FAR_REPAIRS
 from auditor.progress import Progress
 from auditor.referee import judge
+from auditor.report import make_report
+from auditor.verdict import Verdict
 from benchmarks.freedom import moved
 from trainer.recorder import Recorder
+from vtrain.commit.trace import Event
 from vtrain.demo.forger import one_ulp
 from vtrain.engine.core import Engine
 from vtrain.engine.decisions import Decisions
@@ -356,6 +360,54 @@ def test_common_prefix_in_logarithmic_comparisons() -> None:
             assert len(asked) <= n.bit_length() + 1
 
 
+def _odd(change: Callable[[torch.Tensor], torch.Tensor], outputs: Callable[[dict[str, str]], None]) -> type[Tracer]:
+    """A party whose event of the disputed result has another output than a result of that shape and log."""
+
+    class Odd(Tracer):
+        def _site(self, site: Site, out: torch.Tensor, log: Any, doubt: Any) -> None:
+            assert self.sink is not None
+            if (site.step, site.seq) != (3, PRODUCT):
+                super()._site(site, out, log, doubt)
+                return
+            sink, self.sink = self.sink, _Changing(self.sink, outputs)
+            super()._site(site, change(out), log, doubt)
+            self.sink = sink
+
+    return Odd
+
+
+class _Changing:
+    """A sink that changes the digests of the outputs on the way to another."""
+
+    def __init__(self, sink: Any, outputs: Callable[[dict[str, str]], None]) -> None:
+        self._sink, self._outputs, self.keeps = sink, outputs, sink.keeps
+
+    def event(self, event: Event, inputs: Any, outputs: Any, doubt: Any = None) -> None:
+        made = dict(event.outputs)
+        self._outputs(made)
+        self._sink.event(replace(event, outputs=made), inputs, outputs, doubt)
+
+
+ODD: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[dict[str, str]], None]]] = {
+    "another shape": (lambda t: t.reshape(-1), lambda o: None),
+    "another shape and value": (lambda t: t.reshape(-1) + 1, lambda o: None),
+    "one element fewer": (lambda t: t.reshape(-1)[1:], lambda o: None),
+    "another dtype": (lambda t: t.view(torch.bfloat16), lambda o: None),
+    "many blocks": (lambda t: t.reshape(-1).repeat(100), lambda o: None),
+    "other decisions": (lambda t: t, lambda o: o.update(log="0" * 64)),
+    "no value": (lambda t: t, lambda o: o.pop("value")),  # type: ignore[list-item]
+    "something else": (lambda t: t, lambda o: o.update(more="0" * 64)),
+}
+
+
+@pytest.mark.parametrize("name", list(ODD))
+def test_an_output_that_is_no_such_result_refutes(name: str) -> None:
+    """Whatever a trainer commits to, the auditor ends with a verdict, not with an error."""
+    found = challenger(honest(), _odd(*ODD[name])).dispute(3)
+    assert found is not None and (found.result, found.wrong, found.records) == ("refuted", ("run",), ())
+    assert "which no hardware explains" in found.why
+
+
 # ---- benign differences ------------------------------------------------------------------------------------------
 WIDE = {
     "program": {"config": {"inputs": 768, "hidden": 128}}, "data": {"config": {"n": 128, "shape": [3, 16, 16]}},
@@ -412,6 +464,7 @@ def test_a_disputed_audit_goes_on_after_it_was_killed(tmp_path: Path, monkeypatc
     dumb = Party(lambda: (_silence, lambda: None))
     lost = audit(replace(request, party=dumb), silent, silent)
     assert (lost.exit_code, lost.what) == (1, "dispute")
+    readable(lost, run, tmp_path)
     first, missing = whole.repairs[0]["step"], lost.first_bad_step
     assert missing is not None and missing > first
     monkeypatch.setattr(Bench, "replay", lambda self, s, *a: replayed.append(s.last) or replay(self, s, *a))
@@ -421,6 +474,13 @@ def test_a_disputed_audit_goes_on_after_it_was_killed(tmp_path: Path, monkeypatc
     kept = {hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "records").glob("record-*")}
     assert kept == {r["record"] for r in again.repairs}
     assert len(list((tmp_path / "records").glob("transcript*.jsonl"))) == 2
+
+
+def readable(found: Verdict, run: Path, folder: Path) -> None:
+    """What an audit signs, a report reads."""
+    found.sign(folder / "verdict.json", AUDITOR)
+    text = make_report(run, folder / "verdict.json", KEY.public_key(), AUDITOR.public_key(), silent)
+    assert ("Verified" if found.verified else "Refuted at step") in text
 
 
 def _silence(line: bytes) -> bytes:
@@ -476,6 +536,7 @@ def test_benign_without_a_definition(undefined: None, tmp_path: Path) -> None:
         run = make(tmp_path / "run", job(policy={"target": "bfloat16", "threshold": "off"}, **WIDE))
     verdict = audited(run, party=party(run, Elsewhere, tmp_path / "records"))
     assert verdict.verified, verdict.detail
+    readable(verdict, run, tmp_path)
     assert len(verdict.repairs) > 2 and {r["record"] for r in verdict.repairs} == {""}
     assert sorted(p.name for p in (tmp_path / "records").iterdir()) == ["transcript.jsonl"]
 

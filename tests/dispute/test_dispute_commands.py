@@ -77,7 +77,7 @@ def test_an_honest_run_over_a_socket(key_file: Path, tmp_path: Path) -> None:
     lines = transcript.read_bytes().splitlines(keepends=True)
     transcript.write_bytes(b"".join(lines[:-1]))
     done = call("referee", transcript, "--trainer-key", f"{key_file}.pub")
-    assert done.returncode == 1 and "not proved" in done.stdout
+    assert done.returncode == 1 and "not proved" in done.stdout and "challenger  key" in done.stdout
     assert not json.loads(call("referee", transcript, "--trainer-key", f"{key_file}.pub", "--json").stdout)["proved"]
 
 

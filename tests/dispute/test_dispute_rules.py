@@ -15,6 +15,7 @@ from parties import AUDITOR, challenger, changed, responder, ulps
 from run_helpers import HERE, KEY, honest
 
 from auditor.dispute.challenger import Challenger
+from auditor.dispute.commitment import Commitment
 from auditor.dispute.messages import Message, line_digest, peek, seal, unseal
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.rules import CHALLENGER, MAX_BLOCKS, RESPONDER, Conversation, Forfeit, check_transcript
@@ -192,7 +193,8 @@ QUESTIONS: list[tuple[str, Content]] = [
     ("hashes", {"step": 3, "event": 1, "part": "outputs", "name": "value"}),
     ("blocks", {"step": 3, "event": 1, "part": "outputs", "name": "value", "blocks": [0]}),
     ("columns", {"step": 3, "event": 1}), ("open", {"job": "", "head": "", "key": ""}), ("shutdown", {}),
-    ("states", {"first": 0, "last": 7, "root": "0" * 64}),
+    ("states", {"first": 0, "last": 7, "root": "0" * 64}), ("states", {"first": 0, "last": 1, "root": "xyz"}),
+    ("states", {"first": 0, "last": 1, "root": 5}),
     ("states", {"first": 0}),
 ]  # fmt: skip
 
@@ -243,6 +245,19 @@ def test_questions_that_an_honest_party_could_not_answer(name: str) -> None:
     assert (caught.value.side, caught.value.proved) == (CHALLENGER, True)
     lost = third_person_of([*dispute.talk.lines, line], dispute.talk)
     assert lost is not None and (lost.side, lost.why) == (CHALLENGER, caught.value.why)
+
+
+def test_a_challenger_commits_once_for_its_repairs() -> None:
+    """Not A, then B after some repair, then another one without it."""
+    theirs = responder(honest(), CHEAT)
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
+    for root, repairs in (("a", "0"), ("b", "1"), ("a", "0")):
+        made = Commitment(dispute.talk.job, 3, 5, root * 64, dispute.talk.note, repairs * 64)
+        dispute.ask("trace", step=3, commitment=made.sign(AUDITOR))
+    made = Commitment(dispute.talk.job, 3, 5, "c" * 64, dispute.talk.note)
+    with pytest.raises(Forfeit, match="two commitments") as caught:
+        dispute.ask("trace", step=3, commitment=made.sign(AUDITOR))
+    assert caught.value.side == CHALLENGER
 
 
 def test_a_dispute_about_another_run_is_the_challengers_fault() -> None:
@@ -298,6 +313,7 @@ def test_a_refusal_loses() -> None:
     with pytest.raises(Forfeit, match="disk full") as caught:
         dispute.ask("states", first=0, last=6, root="0" * 64)
     assert (caught.value.side, caught.value.proved) == (RESPONDER, True)
+    assert theirs.talk.lines == dispute.talk.lines  # both keep it
     found = third_person(dispute.talk)
     assert found is not None and (found.side, found.proved) == (RESPONDER, True)
 
