@@ -40,7 +40,7 @@ from vtrain.engine.core import Engine
 from vtrain.engine.decisions import Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.task import Batch
-from vtrain.errors import BackendError, ProofError
+from vtrain.errors import BackendError, ProofError, StorageError
 from vtrain.rounding.bounds import tau_certified
 from vtrain.store.steplog import StepLog
 
@@ -474,6 +474,25 @@ def test_a_disputed_audit_goes_on_after_it_was_killed(tmp_path: Path, monkeypatc
     kept = {hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "records").glob("record-*")}
     assert kept == {r["record"] for r in again.repairs}
     assert len(list((tmp_path / "records").glob("transcript*.jsonl"))) == 2
+
+
+def test_a_signed_refusal_is_kept(tmp_path: Path) -> None:
+    """Unlike silence: a trainer that refused does not get another try."""
+    with pytest.MonkeyPatch.context() as patch:
+        recording_elsewhere(patch)
+        short = {**WIDE, "train": {"batch_size": 64, "steps": 2, "checkpoint_every": 1}}
+        run = make(tmp_path / "run", job(policy={"target": "bfloat16", "threshold": "off"}, **short))
+    theirs = responder(run, Elsewhere)
+
+    def unwilling(first: int, last: int) -> list[str]:
+        raise StorageError("not today")
+
+    theirs._rerun.states = unwilling  # type: ignore[method-assign]
+    request = Request(run, HERE, nonce="n", progress=tmp_path / "p")
+    refused = audit(replace(request, party=Party(lambda: (theirs.answer, lambda: None))), silent, silent)
+    assert (refused.exit_code, refused.what) == (1, "dispute") and "not today" in refused.detail
+    again = audit(replace(request, party=party(run, Elsewhere)), silent, silent)
+    assert again.to_json() == refused.to_json()
 
 
 def readable(found: Verdict, run: Path, folder: Path) -> None:
