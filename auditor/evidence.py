@@ -311,7 +311,7 @@ def _key(layout: Layout, expected: Ed25519PublicKey | None) -> Ed25519PublicKey:
     with safe_open(layout.root, "trainer.pub", max_bytes=keys.MAX_KEY_FILE_BYTES) as handle:
         text = handle.read().decode("ascii", "replace")
     try:
-        own = keys.load_public(text if text.startswith("-----BEGIN") else "-----BEGIN" + text)
+        own = keys.parse_public(text)
     except KeyFileError as error:
         raise MalformedRunError(f"trainer.pub: {error}") from error
     if keys.public_text(own) != text:

@@ -122,8 +122,7 @@ class Tally:
 
     def sure(self) -> tuple[int, float]:
         """Departures beyond _SURE units of the model, and their mean number by it."""
-        reach = int(bins(np.array([_SURE * self.unit]))[0])
-        return int(self.extents[reach + 1 :].sum()), self.entries * _model(_SURE)
+        return int(self.extents[_bin(_SURE * self.unit) + 1 :].sum()), self.entries * float(_model(_SURE))
 
     def _tail(self, wider: int) -> npt.NDArray[np.float64]:
         """G at each bin's lower edge, which is where it is largest."""
@@ -133,13 +132,16 @@ class Tally:
             at = np.maximum(np.arange(BINS) - wider, 1)  # executions that agree cross no edge, be it at distance 0
             return np.asarray((above[at] + 1.0) / (total + 1.0), np.float64)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            x = np.nan_to_num(_lower_edges() / self.unit, nan=0.0)
-            return np.asarray(np.minimum(1.0, 4.0 * np.exp(-x * x / 2)), np.float64)
+            return _model(np.nan_to_num(_lower_edges() / self.unit, nan=0.0))
 
 
-def _model(x: float) -> float:
+def _model(x: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
     """Bound of Higham and Mary on the probability that two executions differ by x units."""
-    return min(1.0, 4.0 * math.exp(-x * x / 2))
+    return np.asarray(np.minimum(1.0, 4.0 * np.exp(-np.square(x) / 2)), np.float64)
+
+
+def _bin(ratio: float) -> int:
+    return int(bins(np.array([ratio]))[0])
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,8 @@ class Freedom:
     def _repairs(self) -> list[Kind]:
         if not self.repaired.any():
             return []
-        far = int(self.repaired[int(bins(np.array([_SURE_REPAIR]))[0]) :].sum())
-        mean = self.settled * _model(_SURE_REPAIR)
+        far = int(self.repaired[_bin(_SURE_REPAIR) :].sum())
+        mean = self.settled * float(_model(_SURE_REPAIR))
         return [Kind(FAR_REPAIRS, self.settled, far, mean, mean, poisson_tail(far, mean))]
 
     def _operations(self) -> list[Kind]:

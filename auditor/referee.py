@@ -21,7 +21,6 @@ right, and that no further element differs (``disputed`` is what the challenger 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -152,7 +151,7 @@ def _keys(record: Record, expected: Ed25519PublicKey | None) -> dict[str, Ed2551
     for name in ("trainer", *SIDES):
         text = record.keys[name]
         try:
-            found[name] = keys.load_public(text if str(text).startswith("-----BEGIN") else "-----BEGIN")
+            found[name] = keys.parse_public(text)
         except KeyFileError as error:
             raise ProofError(f"record: key of side {name!r}: {error}") from error
     if expected is not None and keys.raw_public(expected) != keys.raw_public(found["trainer"]):
@@ -174,7 +173,7 @@ def _check_run(record: Record, key: Ed25519PublicKey) -> None:
 def _events(record: Record, public: Mapping[str, Ed25519PublicKey]) -> dict[str, Event]:
     """Both sides' events, proved to be number ``event`` of traces that agree before it."""
     found = {}
-    note = hashlib.sha256(record.note.encode()).hexdigest()
+    note = heads.note_digest(record.note)
     for name in SIDES:
         side = record.sides[name]
         commitment = open_commitment(side.commitment, public[name])

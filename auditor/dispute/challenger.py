@@ -17,7 +17,7 @@ from auditor.dispute.rerun import Rerun
 from auditor.dispute.rules import Conversation, Forfeit
 from auditor.evidence import Evidence
 from auditor.referee import REFUTED
-from vtrain.commit import keys, merkle
+from vtrain.commit import heads, keys, merkle
 from vtrain.commit.trace import Trace
 
 Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
@@ -61,7 +61,7 @@ class Challenger:
     ) -> None:  # fmt: skip
         self.rerun, self.key, self._channel = rerun, key, channel
         self.evidence = evidence = run or rerun.evidence
-        self._note = hashlib.sha256(evidence.notes[-1].encode()).hexdigest()
+        self._note = heads.note_digest(evidence.notes[-1])
         self.talk = Conversation(evidence.digest.hex(), self._note, responder or evidence.key)
         self._agreed: dict[int, int] = {}  # a step, and how many of its events both sides have alike
         self._session = os.urandom(32).hex()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -243,23 +242,22 @@ def _challenger(opened: Mapping[str, Any]) -> str:
     """Id of the key that the first message brings; empty where that is none."""
     from vtrain.commit import keys
 
-    text = str(opened.get("key"))
     with contextlib.suppress(KeyFileError):
-        return keys.key_id(keys.load_public(text)) if text.startswith("-----BEGIN") else ""
+        return keys.key_id(keys.parse_public(opened.get("key")))
     return ""
 
 
 def _transcript(data: bytes, trainer_key: Path | None, as_json: bool) -> None:
     from auditor.dispute.messages import peek
     from auditor.dispute.rules import check_transcript
-    from vtrain.commit import keys
+    from vtrain.commit import heads, keys
 
     key = _public(trainer_key)
     if key is None:
         raise UsageError("a transcript needs --trainer-key: the key that its answers must be signed with")
     lines = data.rstrip(b"\n").split(b"\n")
     opened = peek(lines[0]).content
-    note = hashlib.sha256(str(opened.get("head")).encode(errors="replace")).hexdigest()
+    note = heads.note_digest(str(opened.get("head")))
     lost = check_transcript(lines, str(opened.get("job")), note, key)
     trainer, challenger, job = keys.key_id(key), _challenger(opened), str(opened.get("job"))
     if as_json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from auditor.dispute.commitment import Commitment
 from auditor.dispute.messages import Message, seal
 from auditor.dispute.rerun import Captured, Rerun
 from auditor.dispute.rules import Conversation, Forfeit, encode_blocks
-from vtrain.commit import merkle
+from vtrain.commit import heads, merkle
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.trace import Trace
 from vtrain.errors import UsageError, VtrainError
@@ -36,7 +35,7 @@ class Responder:
         self._captured: tuple[int, int, Captured] | None = None
         self._states: tuple[int, int, list[str]] | None = None
         evidence = rerun.evidence
-        self._note = hashlib.sha256(evidence.notes[-1].encode()).hexdigest()
+        self._note = heads.note_digest(evidence.notes[-1])
         self.talk = Conversation(evidence.digest.hex(), self._note, key.public_key())
 
     def answer(self, line: bytes) -> bytes:

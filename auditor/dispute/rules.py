@@ -16,7 +16,6 @@ by the transcript; silence and the first two rules are not, and a third person h
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ from auditor.dispute.messages import START, Message, line_digest, peek, unseal
 from auditor.dispute.record import unhex, unhexes
 from vtrain.commit import keys, merkle
 from vtrain.commit.blocks import Shown, header
-from vtrain.commit.heads import peek_head
+from vtrain.commit.heads import note_digest, peek_head
 from vtrain.commit.trace import Event, parse_event
 from vtrain.errors import KeyFileError, MalformedRunError, ProofError, VtrainError
 
@@ -66,7 +65,6 @@ class Conversation:
         lines: the transcript.
         challenger: the challenger's key, once it has opened the dispute.
         traces: the responder's trace commitments by step.
-        own: the challenger's, the last one of each step.
         signed: both sides' last commitments as they signed them, by side and step.
         events: the responder's events that were shown, by step and number.
     """
@@ -77,10 +75,9 @@ class Conversation:
         self.lines: list[bytes] = []
         self.session = ""
         self.traces: dict[int, Commitment] = {}
-        self.own: dict[int, Commitment] = {}
         self.signed: dict[tuple[str, int], dict[str, Any]] = {}
         self.events: dict[tuple[int, int], Event] = {}
-        self._states: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+        self._states: dict[tuple[int, int], bytes] = {}
         self._said: dict[bytes, bytes] = {}
         self._request: Message | None = None
         self._committed: dict[tuple[str, int, str], Commitment] = {}
@@ -127,11 +124,8 @@ class Conversation:
         if side == RESPONDER:
             return self.responder
         if self.challenger is None:
-            text = peek(line).content.get("key")
             try:
-                self.challenger = keys.load_public(
-                    text if isinstance(text, str) and text.startswith("-----BEGIN") else ""
-                )
+                self.challenger = keys.parse_public(peek(line).content.get("key"))
             except KeyFileError as error:
                 raise MalformedRunError(f"the first message brings no key: {error}") from error
         return self.challenger
@@ -163,7 +157,7 @@ class Conversation:
 
     def _check_open(self, asked: Mapping[str, Any]) -> None:
         head = peek_head(asked["head"])
-        found = (asked["job"], hashlib.sha256(asked["head"].encode()).hexdigest())
+        found = (asked["job"], note_digest(asked["head"]))
         if found != (self.job, self.note):
             raise ProofError(f"a dispute about another run, whose head has {head.size} leaves")
         self._last = head.size - 1
@@ -214,10 +208,11 @@ class Conversation:
         found = open_commitment(signed, key)
         if (found.job, found.note, found.step) != (self.job, self.note, step):
             raise ProofError("a commitment about another job, run or step")
-        into = self.own if side == CHALLENGER else self.traces
         if self._committed.setdefault((side, step, found.repairs if side == CHALLENGER else ""), found) != found:
             raise ProofError(f"two commitments to the trace of step {step}")
-        into[step], self.signed[(side, step)] = found, signed
+        self.signed[(side, step)] = signed
+        if side == RESPONDER:
+            self.traces[step] = found
 
     # ---- the responder's -------------------------------------------------------------------------------------------
     def _check_answer(self, message: Message) -> None:
@@ -277,19 +272,19 @@ def _open(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any])
 
 
 def _states(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    talk._states[(asked["first"], asked["last"])] = (unhex(asked["root"]), unhex(said["root"]))
+    talk._states[(asked["first"], asked["last"])] = unhex(said["root"])
 
 
 def _stateprefix(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
     first, last = asked["first"], asked["last"]
-    root = talk._states[(first, last)][1]
+    root = talk._states[(first, last)]
     merkle.verify_consistency(asked["size"], last - first + 1, unhex(said["root"]), root, unhexes(said["proof"]))
 
 
 def _state(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
     first, last, step = asked["first"], asked["last"], asked["step"]
     leaf = merkle.leaf_hash(str(said["state"]).encode())
-    root = talk._states[(first, last)][1]
+    root = talk._states[(first, last)]
     merkle.verify_inclusion(step - first, last - first + 1, leaf, unhexes(said["proof"]), root)
 
 

@@ -140,12 +140,10 @@ def test_the_challenger_can_be_wrong() -> None:
         audit_with_broken_hardware()
 
 
-def audit_with_broken_hardware() -> None:
-    """An auditor one of whose results is off, in the audit and in the dispute."""
-    import auditor.dispute.rerun as rerun_module
+def audit_is_off(patch: pytest.MonkeyPatch) -> None:
+    """An audit's replay, but not a dispute's, has another product in step 4."""
     from auditor.replayer import Replayer
 
-    broken = changed(4, PRODUCT, ulps(7, 1000))
     settle = Replayer.settle
 
     def off(self: Replayer, site: Any, y: torch.Tensor, scale: Any, vary: Any = None) -> torch.Tensor:
@@ -154,8 +152,16 @@ def audit_with_broken_hardware() -> None:
             ulps(7, 1000)(out)
         return out
 
+    patch.setattr(Replayer, "settle", off)
+
+
+def audit_with_broken_hardware() -> None:
+    """An auditor one of whose results is off, in the audit and in the dispute."""
+    import auditor.dispute.rerun as rerun_module
+
+    broken = changed(4, PRODUCT, ulps(7, 1000))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Replayer, "settle", off)
+        audit_is_off(patch)
         trainer = party(honest())
         opened = trainer.channel()
         patch.setattr(rerun_module.Rerun.__init__, "__defaults__", (None, broken))
@@ -332,17 +338,7 @@ def test_a_forged_decision(tmp_path: Path) -> None:
 
 def test_a_difference_that_is_not_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a fault of memory: no verdict."""
-    from auditor.replayer import Replayer
-
-    settle = Replayer.settle
-
-    def once(self: Replayer, site: Any, y: torch.Tensor, scale: Any, vary: Any = None) -> torch.Tensor:
-        out = settle(self, site, y, scale, vary)
-        if type(self) is Replayer and (site.step, site.seq) == (4, PRODUCT):
-            ulps(7, 1000)(out)
-        return out
-
-    monkeypatch.setattr(Replayer, "settle", once)
+    audit_is_off(monkeypatch)
     with pytest.raises(BackendError, match="not found again"):
         audited(honest(), party=party(honest()))
 

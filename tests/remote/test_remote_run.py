@@ -79,6 +79,7 @@ def test_verdicts_heads_and_proofs_on_a_store(url: Url, files: Path, surrounding
     assert "verified; its steps were chosen" in done.output and "head seen" in done.output
     call("report", url.secret, *signed, "--out", files / "page.html")
     assert "Verified" in (files / "page.html").read_text()
+    assert call("dispute", url.secret, "--replay").output == "no step differs\n"
     write(proof, call("prove", url.secret, "--step", 3).output.encode().strip())
     assert '"step": 3' in call("prove", "--check", proof.secret, "--trainer-key", files / "k.pub").output
     with pytest.raises(UsageError, match="no such object"):

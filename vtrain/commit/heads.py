@@ -154,6 +154,11 @@ def _check_name(name: str) -> None:
         raise UsageError(f"{str(name)[:300]!r} is no key name: 1 to 255 visible ASCII characters without '+'")
 
 
+def note_digest(note: str) -> str:
+    """SHA-256 of a note's text, hex: how a dispute names a run. Texts that are no notes have one too."""
+    return hashlib.sha256(note.encode("utf-8", "replace")).hexdigest()
+
+
 def peek_head(text: str) -> Head:
     """Parse a note without checking who signed it: for one that is known by its hash.
 

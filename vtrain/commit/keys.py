@@ -97,6 +97,17 @@ def load_public(path_or_text: str | os.PathLike[str]) -> Ed25519PublicKey:
     return key
 
 
+def parse_public(text: object) -> Ed25519PublicKey:
+    """A public key from what somebody else wrote; opens no file, whatever it says.
+
+    Raises:
+        KeyFileError: it is not the PEM text of an Ed25519 public key.
+    """
+    if not isinstance(text, str) or not text.startswith("-----BEGIN"):
+        raise KeyFileError("the given text is no public key in PEM")
+    return load_public(text)
+
+
 def raw_public(key: Ed25519PublicKey) -> bytes:
     """The 32 bytes of a public key (RFC 8032 §5.1.5)."""
     return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
