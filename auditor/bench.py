@@ -18,7 +18,7 @@ from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.loop import Loop
 from vtrain.engine.task import Task, check_data
-from vtrain.errors import CheckpointError, MalformedRunError, Refuted, UnsupportedError, UsageError
+from vtrain.errors import CheckpointError, MalformedRunError, ProgramError, Refuted, UnsupportedError, UsageError
 from vtrain.job import Job
 from vtrain.store.atomic import storage_errors
 
@@ -77,14 +77,31 @@ class Bench:
         replayer = Replayer(self.evidence, self.job.policy.scalar_ulps, repairs, seed)
         found.counts = replayer.counts
         loop = Loop(replayer, self.job.policy, self.job.train.seed)
-        try:
-            with storage_errors(self.evidence.layout.root):
-                self._steps(loop, segment, on_step)
-        except Refuted as difference:
+        difference = self._difference(replayer, lambda: self._steps(loop, segment, on_step))
+        if difference is not None:
             # a verdict does not depend on where the auditor keeps the run
             detail = difference.detail.replace(f"{self.evidence.layout.root}/", "")
             found.difference = (difference.step, difference.what, detail)
         return found
+
+    def _difference(self, replayer: Replayer, steps: Callable[[], None]) -> Refuted | None:
+        """What a replay found, however the program took it: it may catch the error, raise another, or exit.
+
+        Raises:
+            ProgramError: the program exits without one.
+        """
+        try:
+            with storage_errors(self.evidence.layout.root):
+                steps()
+        except Refuted as found:  # the finding, or a state that does not fit the model
+            return replayer.finding or found
+        except BaseException as error:
+            if replayer.finding is None:
+                if isinstance(error, Exception | KeyboardInterrupt):
+                    raise
+                what = f"it ended the replay: {type(error).__name__}: {error}"
+                raise ProgramError(f"program {self.job.program.entry!r}: {what}") from error
+        return replayer.finding
 
     def _steps(self, loop: Loop, segment: Segment, on_step: Callable[[int], None]) -> None:
         loop.initialise(self.task.model, self.task.optimizer, count=segment.start < 0)

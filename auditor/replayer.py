@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,22 @@ class Counts:
         self.freedom.add(other.freedom)
 
 
+def _final(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A finding is final when it is made: whatever the program catches, every later call raises it again."""
+
+    @functools.wraps(method)
+    def run(self: Replayer, *args: Any, **kwargs: Any) -> Any:
+        if self.finding is not None:
+            raise self.finding.again()
+        try:
+            return method(self, *args, **kwargs)
+        except Refuted as found:
+            self.finding = found if self.judges else None
+            raise
+
+    return run
+
+
 class Replayer:
     """Replays a run's steps against its evidence.
 
@@ -83,10 +100,15 @@ class Replayer:
 
     Attributes:
         counts: so far.
+        finding: the first difference, once there is one; whoever drives the replay must look here, as the program may
+            have caught the error.
+        judges: whether a difference is a finding.
 
     Raises:
         Refuted: by any method: the first difference, with step and what differs.
     """
+
+    judges = True
 
     def __init__(self, evidence: Evidence, scalar_ulps: int, repairs: Repairs | None = None, seed: bytes = b"") -> None:
         self._evidence = evidence
@@ -94,12 +116,14 @@ class Replayer:
         self._repairs: Repairs = {} if repairs is None else repairs
         self._examiner = Examiner(seed)
         self.counts = Counts(freedom=self._examiner.freedom)
+        self.finding: Refuted | None = None
         self._sites: list[str] = []
         self._decisions = Decisions.empty()
         self._scalars: list[float] = []
         self._used = 0
 
     # ---- steps ----------------------------------------------------------------------------------------------------
+    @_final
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
         """Compare the batch, and open the step's log."""
         if step > self._evidence.last_step:
@@ -111,6 +135,7 @@ class Replayer:
         self._decisions = Decisions(log)
         self._scalars, self._used = log.scalars.view("<f8").tolist(), 0
 
+    @_final
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """Compare what the step's leaf commits to."""
         leaf = self._leaf(done.step)
@@ -150,6 +175,7 @@ class Replayer:
         )
 
     # ---- the listener ---------------------------------------------------------------------------------------------
+    @_final
     def scalar(self, step: int, position: int, value: float) -> float:
         """The recorded host scalar, if it is within ``scalar_ulps`` of the recomputed one (numerics §2)."""
         if position >= len(self._scalars):
@@ -160,6 +186,7 @@ class Replayer:
             raise Refuted(step, "scalars", f"host scalar {position}: {recorded!r} in the run, {value!r} here")
         return recorded
 
+    @_final
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Round y; where the log has entries, take them if they lie within the certified bound."""
         self._same_site(site)
@@ -188,6 +215,7 @@ class Replayer:
         words[found[0]] = found[1]
         return out.copy_(torch.from_numpy(words.view(np.uint8)).view(out.dtype).view(out.shape))
 
+    @_final
     def canonical(self, site: Site) -> None:
         """Compare the site: with the same sites and the same inputs, the bits are the same."""
         self._same_site(site)

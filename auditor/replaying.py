@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.evidence import open_run
 from auditor.replayer import Replayer
-from auditor.verdict import Verdict, begin
+from auditor.verdict import UNFINISHED, VERIFIED, Verdict, begin
 from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.backend import environment
@@ -28,19 +28,19 @@ class Replaying(OpenRun):
     """A run being replayed; what ``replay`` gives to the body of its ``with``.
 
     Attributes:
-        verdict: what was found; final when the ``with`` is left.
+        verdict: what was found; ``unfinished`` until the ``with`` is left.
     """
 
-    def __init__(self, loop: Loop, verdict: Verdict) -> None:
+    def __init__(self, loop: Loop, replayer: Replayer, verdict: Verdict) -> None:
         super().__init__(loop)
         self.verdict = verdict
-        self._found: Refuted | None = None
+        self._replayer = replayer
 
     @contextmanager
     def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
-        """As ``OpenRun.step``; after a difference in the initialisation it ends the block at once."""
-        if self._found is not None:
-            raise self._found
+        """As ``OpenRun.step``; after a difference it ends the block at once."""
+        if self._replayer.finding is not None:
+            raise self._replayer.finding.again()
         with self._loop.step(batch, indices=indices):
             yield
 
@@ -90,15 +90,15 @@ class replay:
         self._replayer = Replayer(evidence, job.policy.scalar_ulps)
         self._loop = Loop(self._replayer, job.policy, job.seed)
         self._verdict = begin(evidence, environment())
-        self._run = Replaying(self._loop, self._verdict)
+        self._verdict.result = UNFINISHED
+        self._run = Replaying(self._loop, self._replayer, self._verdict)
         try:
             self._begin()
         except Refuted as found:
             # A body can't be skipped: it gets a model, and its first step ends it.
-            self._verdict.refute(found)
+            self._replayer.finding = found
             if found.what == "state" and isinstance(self._model, torch.nn.Module):
                 self._verdict.notes.append(_OTHER_WEIGHTS)
-            self._run._found = found
             self._loop.initialise(self._model, self._optimizer, count=False)
         return self._run
 
@@ -114,18 +114,22 @@ class replay:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        found = value if isinstance(value, Refuted) else None
-        verdict, counts, done = self._verdict, self._replayer.counts, self._loop.steps_done
+        found, verdict, done = self._replayer.finding, self._verdict, self._loop.steps_done
+        verdict.replayed = [(0, done)] if done >= 0 else []
+        verdict.count(self._replayer.counts)
         if found is not None:
             verdict.refute(found)
-        verdict.replayed = [(0, done)] if done >= 0 else []
-        verdict.count(counts)
-        if kind is None and verdict.verified and done < self._evidence.last_step:
+            # whatever came of it in the loop, an exit included; but not somebody's Ctrl-C
+            return not isinstance(value, KeyboardInterrupt)
+        if kind is not None:
+            return False
+        if done < self._evidence.last_step:
             last = self._evidence.last_step
             raise IncompleteRunError(
                 f"the loop ended after step {done}; the run has {last}: it was not audited to its end"
             )
-        return found is not None
+        verdict.result = VERIFIED
+        return False
 
 
 _OTHER_WEIGHTS = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from auditor.replayer import Counts
 
 VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v1"
-VERIFIED, REFUTED = "verified", "refuted"
+VERIFIED, REFUTED, UNFINISHED = "verified", "refuted", "unfinished"
 MOST_GROUPS = 500  # of steps, whose corrections a verdict tells apart
 SHARES = (0.01, 0.05, 0.1, 0.5)
 NOT_CLAIMED = (
@@ -42,7 +42,8 @@ class Verdict:
     """What an audit found.
 
     Attributes:
-        result: ``verified`` or ``refuted``.
+        result: ``verified`` or ``refuted``; ``unfinished`` while a recorded loop is being replayed, and for good where
+            it ends before the run does without a difference.
         job: the job's digest, as text.
         head: the signed note of the last head.
         key_id: of the trainer's key.
@@ -105,8 +106,8 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 verified, 1 refuted."""
-        return 0 if self.verified else 1
+        """0 verified, 1 refuted, 3 unfinished."""
+        return {VERIFIED: 0, REFUTED: 1}.get(self.result, 3)
 
     def refute(self, found: Refuted) -> None:
         """Record a difference; the first one stands."""
@@ -226,6 +227,9 @@ class Verdict:
     def _headline(self) -> str:
         if self.verified:
             return "the replayed steps are the trainer's, bit for bit"
+        if self.result == UNFINISHED:
+            done = f"ended after step {self.replayed[-1][1]}" if self.replayed else "has not begun"
+            return f"the replay of {self.steps} steps {done}: no verdict"
         return f"first bad step {self.first_bad_step}: {self.what}: {self.detail}"
 
 

@@ -16,8 +16,9 @@ _file = click.Path(path_type=Path)
 @click.argument("job", type=_file)
 @click.option("--out", required=True, type=RunPath(), help="Run directory or URL; nothing may be there.")
 @click.option("--key", type=_file, help="The trainer's private key; by default the user's own, made at the first run.")
+@click.option("--rehearse", is_flag=True, help="Repeat the step behind each checkpoint from it, not only the first.")
 @profile_option
-def train(job: Path, out: Path | Url, key: Path | None) -> None:
+def train(job: Path, out: Path | Url, key: Path | None, rehearse: bool) -> None:
     """Train the job in the TOML file JOB and record the run.
 
     A run at a URL is written to a temporary directory and published at each checkpoint.
@@ -35,7 +36,7 @@ def train(job: Path, out: Path | Url, key: Path | None) -> None:
     parsed = load(job)
     signer, folder = trainer_key(key), job.resolve().parent
     with publishing(out, say=_say) as (path, publish), progress("training", parsed.train.steps) as update:
-        run(parsed, folder, path, signer, lambda done: update(done.step, _note(done.values)), publish)
+        run(parsed, folder, path, signer, lambda done: update(done.step, _note(done.values)), publish, rehearse)
     click.echo(f"trained {parsed.train.steps} steps: {out}")
 
 

@@ -52,6 +52,7 @@ class Keeper:
         self._every = checkpoint_every
         self._recorder = Recorder(policy)
         self._pending: _Pending | None = None
+        self._last: _Pending | None = None
         self.meta: Callable[[], dict[str, Any]] = dict
         self.on_step: Callable[[StepEnd], None] = lambda done: None
 
@@ -82,10 +83,16 @@ class Keeper:
         log = self._recorder.take()
         leaf = Leaf(done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration)
         values = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
-        self._pending = _Pending(leaf, log, done.program, values)
+        self._pending = self._last = _Pending(leaf, log, done.program, values)
         if done.step % self._every == 0:
             self._flush(files)
         self.on_step(done)
+
+    @property
+    def last(self) -> tuple[Leaf, StepLog]:
+        """Leaf, without a state digest, and log of the step that ended last."""
+        assert self._last is not None
+        return self._last.leaf, self._last.log
 
     def finish(self, files: Callable[[], state.Files]) -> None:
         """End the run: a last checkpoint and the trainer's statement."""

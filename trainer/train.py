@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.keeper import Keeper
+from trainer.rehearsal import Rehearsals
 from vtrain.engine import state
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
@@ -26,8 +27,9 @@ def _nowhere() -> None:
 
 
 def train(
-    job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere
-) -> None:
+    job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
+    rehearse: bool = False,
+) -> None:  # fmt: skip
     """Train a job into a new run.
 
     Args:
@@ -37,8 +39,10 @@ def train(
         key: signs the heads.
         on_step: hears of every step.
         publish: called when a checkpoint, or in the end the statement, is durable.
+        rehearse: try each checkpoint (``Rehearsals``), and not only the first.
 
     Raises:
+        StateError: training depends on what a checkpoint does not hold; what was written before stays.
         VtrainError: see ``Task``, ``create`` and ``Loop``; nothing is left behind unless the initialisation was done.
     """
     data = complete(job, directory).canonical()
@@ -46,7 +50,7 @@ def train(
     writer = create(out, data, job_digest(data), key)
     writer.on_acknowledged = publish
     try:
-        _run(task, writer, on_step)
+        _run(task, directory, writer, on_step, rehearse)
     except Exception:
         writer.remove_if_empty()
         raise
@@ -72,7 +76,7 @@ def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, 
     task = Task(job, directory)
     writer = RunWriter(layout, data, job_digest(data), key)
     writer.on_acknowledged = publish
-    _run(task, writer, on_step)
+    _run(task, directory, writer, on_step)
 
 
 def _reread(data: bytes) -> Job:
@@ -83,7 +87,7 @@ def _reread(data: bytes) -> Job:
     return job
 
 
-def _run(task: Task, writer: RunWriter, on_step: OnStep) -> None:
+def _run(task: Task, directory: Path, writer: RunWriter, on_step: OnStep, rehearse: bool = False) -> None:
     job = task.job
     try:
         keeper = Keeper(job.policy, writer, job.train.checkpoint_every)
@@ -94,8 +98,10 @@ def _run(task: Task, writer: RunWriter, on_step: OnStep) -> None:
         loop.initialise(task.model, task.optimizer, count=begun < 0)
         if begun >= 0:
             keeper.go_on(loop, {})
+        rehearsals = Rehearsals(task, directory, writer.layout, loop, keeper, rehearse)
         for step in range(loop.steps_done + 1, job.train.steps + 1):
             task.run_step(loop, step)
+            rehearsals.after(step)
         keeper.finish(loop.files)
     finally:
         writer.close()

@@ -112,6 +112,10 @@ class Refuted(VtrainError):
         super().__init__(f"step {step}: {what}: {detail}")
         self.step, self.what, self.detail = step, what, detail
 
+    def again(self) -> Refuted:
+        """The same finding, to be raised once more."""
+        return Refuted(self.step, self.what, self.detail)
+
 
 class UnsupportedError(VtrainError):
     """This machine or this release can't do it."""

@@ -69,6 +69,7 @@ class Tracer(Replayer):
     """
 
     loop: Loop
+    judges = False
 
     def __init__(self, evidence: Any, scalar_ulps: int, repairs: Repairs | None = None) -> None:
         super().__init__(evidence, scalar_ulps, repairs)

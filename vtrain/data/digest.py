@@ -96,6 +96,9 @@ def _array(path: Path, array: npt.NDArray[Any]) -> tuple[bytes, _Content]:
 
 
 def _tensor(path: Path, tensor: Any, torch: Any) -> tuple[bytes, _Content]:
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        found = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise BatchError(f"{_where(path)}: a {found}; wanted the plain tensors that it holds")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise BatchError(f"{_where(path)}: {tensor.layout} tensor on {tensor.device}; wanted plain memory")
     if tensor.dtype is torch.bfloat16:  # numpy has no such type: as bits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
@@ -46,13 +48,14 @@ class Engine:
         self.chain, self.wide_chain = policy.matmul != "logged", policy.matmul == "chain64"
         self.canonical = policy.other == "canonical"
         self.listener = listener
+        self.policy = policy
         self.seed = seed
         self.randoms = PhiloxSource(seed)
         self.workspace = Workspace()
         self.formats = {torch.float32: float32_format, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
         self.restricted = not float32_format.native
         self.op = ""
-        self.step = 0
+        self.step = self._draw_step = 0
         self.seq = 0
         self.scalars = 0
         self.walk: list[int] = []
@@ -61,7 +64,7 @@ class Engine:
 
     def begin_step(self, step: int) -> None:
         """Start numbering sites, draws and scalars anew."""
-        self.step, self.seq, self.scalars = step, 0, 0
+        self.step, self.seq, self.scalars, self._draw_step = step, 0, 0, step
         torch.default_generator.manual_seed(0)
         self.walk = []
 
@@ -181,7 +184,18 @@ class Engine:
         # forward pass that is done again draws what it drew before.
         number = torch.default_generator.initial_seed() & _DRAWS
         torch.default_generator.manual_seed((number + 1) & _DRAWS)
-        return self.step, number
+        return self._draw_step, number
+
+    @contextlib.contextmanager
+    def reseeded(self, seed: int | str) -> Iterator[None]:
+        """Within: draws are those of step 0 of a run with this seed; the caller keeps torch's generator."""
+        before = self.seed, self.randoms, self._draw_step
+        self.seed, self.randoms, self._draw_step = seed, PhiloxSource(seed), 0
+        torch.default_generator.manual_seed(0)
+        try:
+            yield
+        finally:
+            self.seed, self.randoms, self._draw_step = before
 
     def scalar(self, value: float) -> float:
         """The host scalar to use for ``value`` (numerics §2)."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._decomp import decomposition_table
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtrain.engine.ops
 from vtrain.engine import foreach
+from vtrain.engine.callsite import unsupported
 from vtrain.engine.core import Engine
 from vtrain.engine.forms import Form, form_of, touches_no_tensor
 from vtrain.engine.listener import round_result
@@ -23,39 +22,29 @@ from vtrain.errors import UnsupportedOperation
 assert vtrain.engine.ops  # importing it fills the table
 
 Runner = Callable[[tuple, dict], Any]
-_SKIPPED = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-
-def user_line() -> str:
-    """``file:line in function`` of the innermost frame that is neither torch's nor vtrain's."""
-    for frame in reversed(traceback.extract_stack(sys._getframe(1))):
-        if not frame.filename.startswith((*_SKIPPED, "<")):
-            return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line or ''}".rstrip(": ")
-    return "unknown line"
-
-
-def unsupported(name: str, why: str) -> UnsupportedOperation:
-    """The error for an operation that can't be run under audit: what, where, and what to do about it."""
-    return UnsupportedOperation(
-        f"{name}: {why}\n  called from {user_line()}\n  register a handler: "
-        f"@vtrain.engine.optable.register({name.removeprefix('aten.')!r}) def handler(engine, *args, **kwargs); "
-        f"see CONTRIBUTING.md, 'Add an operation'"
-    )
 
 
 class EngineMode(TorchDispatchMode):
     """Runs every dispatched operation as the table says.
 
+    Wrapper subclasses of Tensor take their operations apart themselves; what they call comes back here.
+
     Args:
         engine: what handlers work with.
     """
+
+    supports_higher_order_operators = True  # they come here too, to be refused by name
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self.engine = engine
         self._runners: dict[Any, Runner] = {}
+        self._calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self._calls += 1
+        if types:
+            return self._by_subclass(func, types, args, kwargs or {})
         runner = self._runners.get(func)
         if runner is None:
             runner = self._runners[func] = self._build(func)
@@ -64,7 +53,34 @@ class EngineMode(TorchDispatchMode):
     def _dispatch(self, func: Any, args: tuple, kwargs: dict) -> Any:
         return self.__torch_dispatch__(func, (), args, kwargs)
 
+    def _by_subclass(self, func: Any, types: Sequence[type], args: tuple, kwargs: dict) -> Any:
+        """An operation on a subclass with a ``__torch_dispatch__``, which takes it apart; its parts come back here.
+
+        Raises:
+            UnsupportedOperation: no part came back, so that the class computed what nobody saw.
+        """
+        for kind in types:
+            before = self._calls
+            with self:
+                out = kind.__torch_dispatch__(func, types, args, kwargs)  # type: ignore[attr-defined]
+            if out is NotImplemented:
+                continue
+            if self._calls == before and not is_exact(func):
+                raise unsupported(
+                    str(func),
+                    f"{kind.__module__}.{kind.__qualname__}.__torch_dispatch__ computed it without calling a tensor "
+                    "operation that dispatches (super().__torch_dispatch__ and no_dispatch() don't); call func on the "
+                    "tensors that the class wraps",
+                )
+            return out
+        raise unsupported(str(func), f"none of {', '.join(t.__qualname__ for t in types)} implements it")
+
     def _build(self, func: Any) -> Runner:
+        if isinstance(func, HigherOrderOperator):
+            raise unsupported(
+                f"torch.ops.higher_order.{func}",
+                "a higher-order operator, whose branches torch would trace; write it with Python's if, for or while",
+            )
         if str(func).startswith("aten._foreach_"):
             if foreach.single(func) is None:
                 raise unsupported(str(func), "no per-tensor operation is known for it")
@@ -197,6 +213,14 @@ class EngineMode(TorchDispatchMode):
 
 
 _NO_WIDER = (torch.float64, torch.complex64, torch.complex128)
+
+
+def is_exact(func: Any) -> bool:
+    """Whether an operation moves or selects values: whoever computes it, its bits are the same."""
+    if isinstance(func, HigherOrderOperator):
+        return False
+    form = form_of(func)
+    return touches_no_tensor(func) if form is None else form.entry.cls is OpClass.EXACT
 
 
 def _widen(a: Any) -> Any:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vtrain.engine.callsite import user_line
 
 
 def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = False) -> tuple[bool, bool]:
@@ -16,7 +22,8 @@ def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = Fal
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
     """Within: attention by the math backend, no oneDNN layers, no transformer fast path, no reduced precision
-    (TF32, BF16 reductions, Winograd through cuDNN), default optimizers per tensor; all restored at the end."""
+    (TF32, BF16 reductions, Winograd through cuDNN), default optimizers per tensor, nothing compiled, no deterministic
+    forms of torch's own (which take other operations); all restored at the end."""
     from torch.optim import adagrad, adam, adamw, optimizer, rmsprop, sgd
 
     modules = [m for m in (optimizer, adam, adamw, sgd, adagrad, rmsprop) if hasattr(m, "_default_to_fused_or_foreach")]
@@ -24,13 +31,15 @@ def pinned() -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     mkldnn = torch._C._get_mkldnn_enabled()
     precision = torch.get_float32_matmul_precision()
+    deterministic = torch.get_deterministic_debug_mode()
     for m in modules:
         m._default_to_fused_or_foreach = _unfused_optimizer  # type: ignore[attr-defined]
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_float32_matmul_precision("highest")
+    torch.set_deterministic_debug_mode(0)
     try:
         torch._C._set_mkldnn_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), uncompiled():
             yield
     finally:
         for m, function in zip(modules, saved, strict=True):
@@ -38,3 +47,35 @@ def pinned() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(mkldnn)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_float32_matmul_precision(precision)
+        torch.set_deterministic_debug_mode(deterministic)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within: what torch.compile compiled runs as it was written, each operation seen; a warning says so once."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is None:  # nothing can have been compiled
+        yield
+        return
+    chosen = dynamo._callback_from_stance
+
+    def eager(callback: Any) -> Any:
+        if callback is not None:
+            _warn_uncompiled()
+        return chosen(callback)
+
+    dynamo._callback_from_stance = eager  # type: ignore[attr-defined]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        dynamo._callback_from_stance = chosen  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _warn_uncompiled() -> None:
+    warnings.warn(
+        "torch.compile has no effect inside a step, as its kernels could be neither logged nor canonical: what it made "
+        f"runs uncompiled (first at {user_line()})",
+        stacklevel=2,
+    )

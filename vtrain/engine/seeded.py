@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 from vtrain.engine.listener import Plain
-from vtrain.engine.session import Session
+from vtrain.engine.session import Session, active_engine, host_generators, host_key
+from vtrain.errors import UsageError
 from vtrain.policy import Policy
 
 
@@ -19,9 +20,22 @@ def seeded(seed: int | str = 0, policy: Policy | None = None) -> Iterator[None]:
     matrix) are rounded from float64 without a log, and so agree but for about one value in 10^8; where that matters,
     give ``record`` and ``replay`` a function that makes the model.
 
+    Inside a step (in such a function, say) draws are the same as outside one, and the rest is the step's: recorded, and
+    rounded to the run's policy.
+
     Args:
         seed: below 2^128.
-        policy: precision; float32 by default.
+        policy: precision; float32 by default, or inside a step that of the run.
+
+    Raises:
+        UsageError: inside a step, with another policy than the run's.
     """
-    with Session(Plain(), policy or Policy(), seed).step(0):
+    engine = active_engine()
+    if engine is None:
+        with Session(Plain(), policy or Policy(), seed).step(0):
+            yield
+        return
+    if policy is not None and policy != engine.policy:
+        raise UsageError("vtrain.seeded(policy=...) inside a step: the run's own holds there; leave it out")
+    with host_generators(host_key(seed), 0), engine.reseeded(seed):
         yield

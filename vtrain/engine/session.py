@@ -6,20 +6,27 @@ import contextlib
 import hashlib
 import json
 import random
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from vtrain.engine import settings
 from vtrain.engine.backend import check_arithmetic
 from vtrain.engine.core import Engine
 from vtrain.engine.listener import Listener
 from vtrain.engine.mode import EngineMode
 from vtrain.engine.pins import pinned
+from vtrain.engine.threads import guarded_threads
+from vtrain.errors import UsageError
 from vtrain.policy import Policy
 from vtrain.random import StreamKey, words
 
 SITES_FORMAT = "vtrain-sites-v1"
+# Steps pin settings of the whole process, so that there is one at a time; the engine of the one that is under way.
+_ONE_STEP = threading.Lock()
+_active: Engine | None = None
 
 
 class Session:
@@ -38,16 +45,29 @@ class Session:
         check_arithmetic()
         self.engine = Engine(listener, policy, seed)
         self._mode = EngineMode(self.engine)
-        self._host_key = StreamKey(seed, "host-generators")
+        self._host_key = host_key(seed)
         self._programs: dict[tuple[int, ...], tuple[str, bytes]] = {}
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Everything inside belongs to step ``number``; gradients are as enabled as outside."""
-        with pinned(), host_generators(self._host_key, number):
-            self.engine.begin_step(number)
-            with self._mode:
-                yield
+        """Everything inside belongs to step ``number``; gradients are as enabled as outside.
+
+        Raises:
+            BackendError: a thread flushes subnormals.
+            StateError: this thread does, or code inside changed a setting that decides how numbers are computed.
+            UnsupportedOperation: other threads computed a part of it.
+            UsageError: another step is under way in this process.
+        """
+        with _only_step(self.engine):
+            settings.check_threads()
+            with pinned(), host_generators(self._host_key, number), guarded_threads() as threads:
+                self.engine.begin_step(number)
+                flags = settings.read()
+                with self._mode:
+                    yield
+                threads.check()
+                settings.check_unchanged(flags)
+            settings.check_threads()
 
     def sites(self) -> tuple[str, bytes]:
         """(SHA-256 in hex, canonical JSON) of the last step's sequence of sites."""
@@ -58,6 +78,29 @@ class Session:
             text = json.dumps({"format": SITES_FORMAT, "sites": names}, separators=(",", ":"), sort_keys=True).encode()
             known = self._programs[walk] = (hashlib.sha256(text).hexdigest(), text)
         return known
+
+
+def active_engine() -> Engine | None:
+    """The engine of the step that is under way in this process, if there is one."""
+    return _active
+
+
+@contextlib.contextmanager
+def _only_step(engine: Engine) -> Iterator[None]:
+    global _active
+    if not _ONE_STEP.acquire(blocking=False):
+        raise UsageError("a step was begun while another one is under way in this process; want one at a time")
+    _active = engine
+    try:
+        yield
+    finally:
+        _active = None
+        _ONE_STEP.release()
+
+
+def host_key(seed: int | str) -> StreamKey:
+    """Of the numbers that seed Python's and numpy's generators."""
+    return StreamKey(seed, "host-generators")
 
 
 @contextlib.contextmanager

@@ -42,15 +42,42 @@ def to_tensor(t: TensorBytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(t.view), dtype=dtype).reshape(t.shape)
 
 
+_PART = ":"  # between a tensor's name and that of a part of it
+
+
+def parts(name: str, t: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of what a tensor is made of: itself, or the tensors that a wrapper subclass holds, by attribute.
+
+    Raises:
+        StateError: a subclass that does not say what it holds.
+    """
+    kind = type(t)
+    if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+        yield name, t
+    elif not hasattr(kind, "__tensor_flatten__"):
+        raise StateError(
+            f"{name}: a {kind.__module__}.{kind.__qualname__} can't be committed to; give the class "
+            "__tensor_flatten__ and __tensor_unflatten__, as torch.compile wants them"
+        )
+    else:
+        for attribute in t.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+            yield from parts(f"{name}{_PART}{attribute}", getattr(t, attribute))
+
+
 def _named(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
     """(file, name, tensor) of parameters, buffers and gradients; tied ones once."""
     kept = set(model.state_dict())
     for name, p in model.named_parameters():
-        yield "model", name, p
+        yield from _in("model", name, p)
         if p.grad is not None:
-            yield "gradients", name, p.grad
+            yield from _in("gradients", name, p.grad)
     for name, b in model.named_buffers():
-        yield ("model" if name in kept else "buffers"), name, b
+        yield from _in("model" if name in kept else "buffers", name, b)
+
+
+def _in(file: str, name: str, t: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
+    for part, tensor in parts(name, t):
+        yield file, part, tensor
 
 
 def collect(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> Files:
@@ -62,10 +89,15 @@ def collect(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> 
     for file, name, t in _named(model):
         files.setdefault(file, {})[name] = t.detach()
     if optimizer is not None:
-        for name, value in _optimizer_state(optimizer):
-            if isinstance(value, torch.Tensor):
-                files.setdefault("optimizer", {})[name] = value
+        for name, value in _optimizer_tensors(optimizer):
+            files.setdefault("optimizer", {})[name] = value
     return files
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in _optimizer_state(optimizer):
+        if isinstance(value, torch.Tensor):
+            yield from parts(name, value)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
@@ -184,6 +216,8 @@ def _restore_optimizer(tensors: Mapping[str, TensorBytes], optimizer: torch.opti
         index, _, key = name.partition(".")
         if not index.isdecimal() or int(index) >= len(parameters) or not key:
             raise CheckpointError(f"optimizer/{name}: the optimizer has {len(parameters)} parameters")
+        if _PART in key:
+            raise CheckpointError(f"optimizer/{name}: a part of a wrapper subclass, which can't be made again from it")
         p = parameters[int(index)]
         value = to_tensor(t)
         optimizer.state[p][key] = value if key == "step" else value.to(p.device)
@@ -212,7 +246,7 @@ def restore_meta(stored: Mapping[str, Any], optimizer: torch.optim.Optimizer | N
 
 def versions(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[int, ...]:
     """In-place version counters of the state: equal as long as nobody writes to it."""
-    tensors = [p for p in model.parameters()] + [b for b in model.buffers()]
+    tensors = [t for whole in (*model.parameters(), *model.buffers()) for _, t in parts("", whole)]
     if optimizer is not None:
-        tensors += [v for _, v in _optimizer_state(optimizer) if isinstance(v, torch.Tensor)]
+        tensors += [t for _, t in _optimizer_tensors(optimizer)]
     return tuple(t._version for t in tensors)

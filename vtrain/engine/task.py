@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,16 @@ class Task:
         self.job = job
         self._entry = load_entry(job.program, directory)
         self._data = None if job.data.name == "program" else load(job.data.name, **job.data.config)
+
+    def anew(self, directory: Path) -> Task:
+        """The same task, its program loaded once more, so that nothing is left of what it did; the data set is shared.
+
+        Args:
+            directory: what the program's path is relative to.
+        """
+        fresh = copy.copy(self)
+        fresh._entry = load_entry(self.job.program, directory)
+        return fresh
 
     @property
     def data(self) -> Any:

@@ -1,0 +1,73 @@
+"""What a model keeps in Python, outside its parameters and buffers: numbers, modes, tensors in attributes.
+
+A checkpoint holds tensors only (protocol §3), so such things are not in it. They are listed to say what changed, and to
+know when it is worth trying whether it matters; nothing is restored from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_MOST = 100_000  # entries of one model
+_DEEPEST = 5
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# What torch keeps in a module's __dict__ for itself; what counts of it is in the checkpoint.
+_OF_TORCH = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, Any]:
+    """The values of a model's Python attributes by path, such as ``encoder.warmth``; comparable with ``==``.
+
+    Tensors are compared by identity and version, objects of other classes by their own attributes.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for key, value in vars(module).items():
+            if key not in _OF_TORCH:
+                _take(found, f"{prefix}{key}", value, set(), 0)
+    for name, p in model.named_parameters():
+        found[f"{name}.requires_grad"] = p.requires_grad
+    return found
+
+
+def _take(found: dict[str, Any], path: str, value: Any, above: set[int], depth: int) -> None:
+    if len(found) >= _MOST or depth > _DEEPEST or id(value) in above:
+        return
+    if isinstance(value, _PLAIN):
+        found[path] = repr(value)  # NaN equals itself, 0 is not False
+    elif isinstance(value, torch.Tensor):
+        found[path] = ("tensor", id(value), value._version if not value.is_inference() else -1)
+    else:
+        for key, part in _parts(value):
+            _take(found, f"{path}{key}", part, above | {id(value)}, depth + 1)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, torch.nn.Module) or callable(value):
+        return  # named by itself, or code
+    if isinstance(value, dict):
+        yield ".#", len(value)
+        yield from ((f"[{key!r}]", part) for key, part in list(value.items()))
+    elif isinstance(value, list | tuple):
+        yield ".#", len(value)
+        yield from ((f"[{i}]", part) for i, part in enumerate(value))
+    elif isinstance(value, set | frozenset):
+        yield ".#", len(value)
+    else:
+        yield from ((f".{key}", part) for key, part in list(getattr(value, "__dict__", {}).items()))
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Paths whose values differ, in order, with the values where they are short."""
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [f"{name}{_values(before.get(name), now.get(name))}" for name in names]
+
+
+def _values(before: Any, now: Any) -> str:
+    if isinstance(before, str) and isinstance(now, str) and len(before) + len(now) < 80:
+        return f" ({before} to {now})"
+    return ""
