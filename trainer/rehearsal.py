@@ -52,14 +52,14 @@ class _Again:
 class Rehearsals:
     """Tries checkpoints of a run while it is made.
 
-    The first one behind the initialisation is tried, and of a model that changes its Python attributes as it trains
-    also the 2nd, 4th, 8th, ..., as what they lead to may show late.
+    The first one that this process reaches is tried (the one that it began with lacks nothing), and of a model that
+    changes its Python attributes as it trains also the 2nd, 4th, 8th, ..., as what they lead to may show late.
 
     Args:
         task: the job.
         directory: what the program is relative to.
         layout: of the run.
-        loop: the training, initialised.
+        loop: the training, where it begins or goes on.
         keeper: its listener.
         every: whether to try each checkpoint.
     """
@@ -69,6 +69,7 @@ class Rehearsals:
     ) -> None:
         self._task, self._directory, self._layout = task, directory, layout
         self._loop, self._keeper, self._every = loop, keeper, every
+        self._begun = loop.steps_done
         self._at_start = attributes.snapshot(loop.model)
         self._seen = 0
         kind = task.job.policy.parsed_threshold.kind
@@ -82,7 +83,7 @@ class Rehearsals:
             StateError: the step depends on what the checkpoint before it does not hold.
         """
         checkpoint = step - 1
-        if self._off or checkpoint < 1 or checkpoint % self._task.job.train.checkpoint_every:
+        if self._off or checkpoint <= self._begun or checkpoint % self._task.job.train.checkpoint_every:
             return
         self._seen += 1
         if self._due():

@@ -1,7 +1,8 @@
-"""A finding is final the moment it is made: nothing that a program or a loop catches, raises or exits with undoes it."""
+"""A finding is final the moment it is made: nothing that a program catches, raises or exits with undoes it."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +45,8 @@ def caught_inside(run: Any) -> None:
     for number in range(3):
         with run.step(X):
             if number == 1:
-                try:
+                with contextlib.suppress(BaseException):
                     step(run, 0.5)
-                except BaseException:
-                    pass
             step(run)
 
 

@@ -40,7 +40,7 @@ def flushing() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-# ---- the float unit ---------------------------------------------------------------------------------------------------
+# ---- the float unit ------------------------------------------------------------------------------------------------
 def test_flushing_before_a_step(session: Session, flushing: None) -> None:
     with pytest.raises(StateError, match=r"set_flush_denormal.*test_step_settings"), session.step(1):
         pass
@@ -91,7 +91,7 @@ def test_rounding_other_than_to_nearest(session: Session, mode: int) -> None:
         libm.fesetround(0)
 
 
-# ---- flags ------------------------------------------------------------------------------------------------------------
+# ---- flags ---------------------------------------------------------------------------------------------------------
 def _matmul_precision() -> None:
     torch.set_float32_matmul_precision("medium")
 
@@ -142,7 +142,7 @@ def test_flags_set_before_are_pinned_and_put_back(session: Session) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-# ---- compiled code ----------------------------------------------------------------------------------------------------
+# ---- compiled code -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("warm", [False, True])
 def test_compiled_functions_run_uncompiled_with_a_word(session: Session, warm: bool) -> None:
     compiled = torch.compile(lambda x: x.exp() * 2, backend="aot_eager")
@@ -158,7 +158,7 @@ def test_compiled_functions_run_uncompiled_with_a_word(session: Session, warm: b
     assert [name.split()[0] for name in session.engine.sites] == ["aten.exp.default"]
 
 
-# ---- threads ----------------------------------------------------------------------------------------------------------
+# ---- threads -------------------------------------------------------------------------------------------------------
 POOL = ThreadPoolExecutor(1)
 POOL.submit(int).result()
 
@@ -271,7 +271,7 @@ def test_what_was_replaced_is_put_back(session: Session) -> None:
     assert "apply_async" not in vars(ThreadPool)
 
 
-# ---- one step at a time -----------------------------------------------------------------------------------------------
+# ---- one step at a time --------------------------------------------------------------------------------------------
 def test_two_steps_at_once(session: Session) -> None:
     other = Session(Plain(), Policy(), 0)
     with session.step(1), pytest.raises(UsageError, match="one at a time"), other.step(1):
