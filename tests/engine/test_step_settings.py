@@ -113,7 +113,7 @@ def _reduced() -> None:
 @pytest.mark.parametrize(
     "change, name",
     [
-        (_matmul_precision, "set_float32_matmul_precision"), (_mkldnn, "mkldnn.enabled"),
+        (_matmul_precision, "matmul.fp32_precision"), (_mkldnn, "mkldnn.enabled"),
         (_deterministic, "use_deterministic_algorithms"), (_reduced, "allow_bf16_reduced_precision_reduction"),
     ],
 )  # fmt: skip
@@ -140,6 +140,44 @@ def test_flags_set_before_are_pinned_and_put_back(session: Session) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("way", [
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'", "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'", "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.set_float32_matmul_precision('medium')",
+])  # fmt: skip
+def test_precision_set_in_any_way_is_pinned_and_put_back(way: str) -> None:
+    """Torch has two ways, which don't mix well: so in a process of its own."""
+    code = f"""
+import torch
+from vtrain import Policy
+from vtrain.engine.listener import Plain
+from vtrain.engine.session import Session
+from vtrain.errors import StateError
+
+def places():
+    pairs = [("generic", "all"), ("cuda", "matmul"), ("mkldnn", "matmul")]
+    return [torch._C._get_fp32_precision_getter(*pair) for pair in pairs]
+
+session, start = Session(Plain(), Policy(), 0), places()
+with session.step(1):
+    pass
+assert places() == start
+try:
+    with session.step(1):
+        {way}
+    assert "backends.fp32_precision" in {way!r}  # which has no effect on what is pinned
+except StateError as error:
+    assert "fp32_precision" in str(error)
+{way}
+wanted = places()
+with session.step(1):
+    assert places()[1:] == ["ieee", "ieee"]
+assert places() == wanted, (places(), wanted)
+"""
+    done = subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
 
 
 # ---- compiled code -------------------------------------------------------------------------------------------------

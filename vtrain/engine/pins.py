@@ -30,24 +30,43 @@ def pinned() -> Iterator[None]:
     saved = [m._default_to_fused_or_foreach for m in modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     mkldnn = torch._C._get_mkldnn_enabled()
-    precision = torch.get_float32_matmul_precision()
     deterministic = torch.get_deterministic_debug_mode()
     for m in modules:
         m._default_to_fused_or_foreach = _unfused_optimizer  # type: ignore[attr-defined]
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.set_float32_matmul_precision("highest")
     torch.set_deterministic_debug_mode(0)
     try:
         torch._C._set_mkldnn_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), uncompiled():
+        with full_precision(), sdpa_kernel(SDPBackend.MATH), uncompiled():
             yield
     finally:
         for m, function in zip(modules, saved, strict=True):
             m._default_to_fused_or_foreach = function  # type: ignore[attr-defined]
         torch._C._set_mkldnn_enabled(mkldnn)
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        torch.set_float32_matmul_precision(precision)
         torch.set_deterministic_debug_mode(deterministic)
+
+
+MATMUL_PRECISIONS = (("cuda", "matmul"), ("mkldnn", "matmul"))  # torch.backends.*.matmul.fp32_precision
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Within: float32 products are float32's, whichever of torch's two ways a user set them by."""
+    saved = [torch._C._get_fp32_precision_getter(*place) for place in MATMUL_PRECISIONS]
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer way: then torch refuses to say
+        legacy = "highest"
+    torch.set_float32_matmul_precision("highest")  # the newer one's "ieee"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(legacy)
+        for place, value in zip(MATMUL_PRECISIONS, saved, strict=True):
+            torch._C._set_fp32_precision_setter(*place, "none")  # what it inherits
+            if torch._C._get_fp32_precision_getter(*place) != value:
+                torch._C._set_fp32_precision_setter(*place, value)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from vtrain.engine.callsite import user_line
+from vtrain.engine.pins import MATMUL_PRECISIONS
 from vtrain.errors import BackendError, StateError
 
 _LEAST_NORMAL, _LEAST, _ONE, _HALF_ULP = 2.0**-1022, 2.0**-1074, 1.0, 2.0**-53
@@ -19,7 +20,12 @@ _GRAIN = 32768  # elements that torch gives a thread at least
 
 
 _FLAGS: dict[str, Callable[[], object]] = {
-    "torch.set_float32_matmul_precision": torch.get_float32_matmul_precision,
+    **{
+        f"torch.backends.{backend}.{op}.fp32_precision": functools.partial(
+            torch._C._get_fp32_precision_getter, backend, op
+        )
+        for backend, op in MATMUL_PRECISIONS
+    },
     "torch.backends.mkldnn.enabled": torch._C._get_mkldnn_enabled,
     "torch.use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
     "torch.backends.mha.set_fastpath_enabled": torch.backends.mha.get_fastpath_enabled,
