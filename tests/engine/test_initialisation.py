@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +128,30 @@ def test_checkpointed_dropout_draws_the_same_mask_again() -> None:
         assert a is not None
         assert torch.equal(a, b)
     assert 0 < int((grads[0][0] == 0).sum()) < 1600
+
+
+def test_seeded_inside_a_factory_of_a_recorded_model(tmp_path: Path) -> None:
+    """Llama's rotary tables are computed in its constructor: a step in a step would compute them in float64."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from auditor import replay
+    from trainer import record
+
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+
+    def make() -> nn.Module:
+        with vtrain.seeded(3):
+            return LlamaForCausalLM(config)
+
+    with record(tmp_path / "run", model=make) as run:
+        inside = run.model
+    with replay(tmp_path / "run", model=make) as run:
+        pass
+    assert run.verdict.verified
+    with vtrain.seeded(3):
+        outside = LlamaForCausalLM(config)
+    for (name, a), b in zip(inside.named_parameters(), outside.parameters(), strict=True):
+        assert torch.equal(a.view(torch.int32), b.view(torch.int32)), name

@@ -190,3 +190,14 @@ def test_higher_order_operators_are_refused_by_name(
     with session.step(1), pytest.raises(UnsupportedOperation) as caught:
         operator(x)
     assert "higher_order" in str(caught.value) and __file__ in str(caught.value)
+
+
+def test_jagged_tensors_are_taken_apart(session: Session) -> None:
+    rows = [A[:1], A[1:]]
+    with session.step(1):
+        jagged = torch.nested.nested_tensor(rows, layout=torch.jagged)
+        found = torch.nn.functional.linear(jagged, A).exp().values()
+    names = [name.split()[0] for name in session.engine.sites]
+    with session.step(1):
+        assert torch.equal(found, torch.nn.functional.linear(A, A).exp())
+    assert names == ["aten.mm.default", "aten.exp.default"]

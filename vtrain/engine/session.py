@@ -89,7 +89,9 @@ def active_engine() -> Engine | None:
 def _only_step(engine: Engine) -> Iterator[None]:
     global _active
     if not _ONE_STEP.acquire(blocking=False):
-        raise UsageError("a step was begun while another one is under way in this process; want one at a time")
+        raise UsageError(
+            "a step was begun while another one (or vtrain.seeded) is under way in this process; want one at a time"
+        )
     _active = engine
     try:
         yield
