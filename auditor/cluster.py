@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vtrain.children import safe_environment
 from vtrain.errors import UnsupportedError, WorkerError
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def ray_crew(address: str, jobs: int, threads: int) -> Iterator[RayCrew]:
     if own:
         local: dict[str, Any] = {"num_cpus": size * threads, "include_dashboard": False} if address == LOCAL else {}
         try:
-            ray.init(address=address, configure_logging=False, log_to_driver=False, **local)
+            with safe_environment():
+                ray.init(address=address, job_config=_nowhere(), configure_logging=False, log_to_driver=False, **local)
         except Exception as error:  # Ray raises whatever its parts do
             raise WorkerError(f"--ray {address}: {str(error)[:500]}; want a running cluster's address") from error
         if threading.current_thread() is threading.main_thread():
@@ -133,6 +135,15 @@ def ray_crew(address: str, jobs: int, threads: int) -> Iterator[RayCrew]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _nowhere() -> Any:
+    """A job whose workers don't import from the current directory: Ray would put it first on their search path."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._client_job = True  # Ray's only way to leave it out: the job's code is where the workers are
+    return config
 
 
 def _room(ray: Any, threads: int) -> int:

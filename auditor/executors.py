@@ -15,10 +15,11 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
-from typing import Protocol
+from typing import Any, Protocol
 
 from auditor.bench import Found, Work, replay_in_worker
 from auditor.sample import Segment
+from vtrain.children import safe_environment
 from vtrain.errors import WorkerError
 
 TRIES = 3
@@ -43,7 +44,20 @@ class Processes:
 
     def start(self) -> Executor:
         """A pool whose processes end with this one, even if it is killed."""
-        return ProcessPoolExecutor(self.size, get_context("spawn"), _end_with_parent)
+        return _Spawned(self.size)
+
+
+class _Spawned(ProcessPoolExecutor):
+    """Processes that don't import from the current directory; they are started when there is work for them."""
+
+    def __init__(self, size: int) -> None:
+        with safe_environment():  # multiprocessing has a process of its own to watch over semaphores
+            super().__init__(size, get_context("spawn"), _end_with_parent)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See ``Executor.submit``."""
+        with safe_environment():
+            return super().submit(fn, *args, **kwargs)
 
 
 def _end_with_parent() -> None:

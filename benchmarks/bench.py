@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,8 +18,10 @@ from typing import Any
 import torch
 
 from benchmarks.models import BENCHES, Bench, optimizer, quiet, train_step
+from vtrain import children
 from vtrain.policy import Policy
 
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("plain float32", "plain float64", "record", "replay")
 
 
@@ -95,8 +95,8 @@ def times(bench: Bench, folder: Path, rounds: int) -> dict[str, float]:
 
 def peak_memory(name: str, kind: str) -> dict[str, float]:
     """MiB of a process that takes four steps: at its peak, and before the first step."""
-    command = [sys.executable, "-m", "benchmarks.bench", "--memory", kind, name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    arguments = ("-m", "benchmarks.bench", "--memory", kind, name)
+    done = children.run(*arguments, folder=ROOT, capture_output=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

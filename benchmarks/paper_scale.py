@@ -12,15 +12,15 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from vtrain.profiles import profile_environment
+from vtrain import children
+
+ROOT = Path(__file__).resolve().parents[1]
 
 JOBS = {
     "resnet50": """
@@ -63,10 +63,10 @@ threshold = "{threshold}"
 AUDITOR = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "VTRAIN_CPU": "generic"}
 
 
-def vtrain(env: dict[str, str], *arguments: str) -> tuple[float, str]:
+def vtrain(profile: str, variables: dict[str, str], *arguments: str) -> tuple[float, str]:
     """Seconds and stdout of a command, which may end with 0 or 1."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "vtrain", *arguments], env=env, capture_output=True, text=True)
+    done = children.run("-m", "vtrain", *arguments, profile=profile, variables=variables, capture_output=True)
     if done.returncode not in (0, 1):
         raise RuntimeError(done.stderr[-3000:])
     return time.perf_counter() - start, done.stdout
@@ -76,8 +76,8 @@ def both(folder: Path, name: str, steps: int, threshold: str) -> dict[str, Any]:
     """Train under ``native``, audit under ``baseline``."""
     job, run = folder / "job.toml", folder / f"run-{threshold}"
     job.write_text(JOBS[name].format(steps=steps, threshold=threshold))
-    trained, _ = vtrain(profile_environment("native"), "train", str(job), "--out", str(run))
-    audited, out = vtrain(profile_environment("baseline") | AUDITOR, "audit", str(run), "--json")
+    trained, _ = vtrain("native", {}, "train", str(job), "--out", str(run))
+    audited, out = vtrain("baseline", AUDITOR, "audit", str(run), "--json")
     verdict = json.loads(out)
     size = sum(f.stat().st_size for f in (run / "log.zarr").rglob("*") if f.is_file())
     keys = ("result", "firstBadStep", "what", "settled", "entries", "corrections", "violations")
@@ -117,8 +117,8 @@ def plain_differs(name: str, steps: int) -> int | None:
     """First step after which plain float64 training differs between the profiles, in weights rounded to float32."""
     found = []
     for profile in ("native", "baseline"):
-        command = [sys.executable, "-m", "benchmarks.paper_scale", "--plain", "--steps", str(steps), name]
-        done = subprocess.run(command, env=profile_environment(profile), capture_output=True, text=True, check=True)
+        arguments = ("-m", "benchmarks.paper_scale", "--plain", "--steps", str(steps), name)
+        done = children.run(*arguments, profile=profile, folder=ROOT, capture_output=True, check=True)
         found.append(done.stdout.split())
     return next((i for i, (a, b) in enumerate(zip(*found, strict=True), 1) if a != b), None)
 

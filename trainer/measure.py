@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import torch
 
 from trainer.calibrate import Calibration, largest_ratio
 from trainer.recorder import Recorder
+from vtrain import children
 from vtrain.engine import state
 from vtrain.engine.decisions import FAULTS, Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
@@ -27,7 +27,7 @@ from vtrain.engine.task import Task, complete
 from vtrain.errors import BackendError, LogError, VtrainError
 from vtrain.job import Job, load
 from vtrain.policy import Policy
-from vtrain.profiles import PROFILES, profile_environment
+from vtrain.profiles import PROFILES
 from vtrain.rounding.scale import Scale
 from vtrain.rounding.threshold import calibration_key
 from vtrain.store.steplog import COLUMNS, StepLog
@@ -163,8 +163,8 @@ def measure(path: Path, steps: int, on_execution: Callable[[str], None]) -> dict
 
 
 def _execute(mode: str, path: Path, folder: str, steps: int, name: str, threads: int) -> dict[str, str]:
-    command = [sys.executable, "-m", "trainer.measure", mode, str(path.resolve()), folder, str(steps), str(threads)]
-    done = subprocess.run(command, env=profile_environment(name), capture_output=True, text=True)
+    arguments = (mode, str(path.resolve()), folder, str(steps), str(threads))
+    done = children.run("-m", "trainer.measure", *arguments, profile=name, capture_output=True)
     if done.returncode:
         raise BackendError(f"calibration under {name}, {threads} threads failed:\n{done.stderr.strip()[-2000:]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

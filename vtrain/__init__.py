@@ -1,23 +1,29 @@
 """Verifiable training for PyTorch: train on one kind of hardware, audit on another, equal in every bit."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from vtrain.errors import Refuted, UnsupportedOperation, VtrainError
-
+# Nothing is imported here: `python -m vtrain` reads this before it has left the current directory.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from vtrain.engine.program import Program
     from vtrain.engine.seeded import seeded
+    from vtrain.errors import Refuted, UnsupportedOperation, VtrainError
     from vtrain.policy import Policy
 
 __version__ = "0.1.0"
 __all__ = ["Policy", "Program", "Refuted", "UnsupportedOperation", "VtrainError", "__version__", "seeded"]
 
-_HOME = {"Policy": "vtrain.policy", "Program": "vtrain.engine.program", "seeded": "vtrain.engine.seeded"}
+_HOME = {
+    "Policy": "vtrain.policy",
+    "Program": "vtrain.engine.program",
+    "seeded": "vtrain.engine.seeded",
+    "Refuted": "vtrain.errors",
+    "UnsupportedOperation": "vtrain.errors",
+    "VtrainError": "vtrain.errors",
+}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # Importing vtrain imports neither torch nor pydantic: its parts do when they are asked for.
     if name in _HOME:
         import importlib

@@ -1,6 +1,8 @@
 """The command line: one group, whose commands are imported when they are called."""
 
-from __future__ import annotations
+from vtrain import searchpath
+
+searchpath.leave_current_directory()  # before anything is imported that could lie there
 
 import importlib
 import signal
@@ -11,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from vtrain.children import safe_environment
 from vtrain.console import printable
 from vtrain.errors import VtrainError
 
@@ -71,7 +74,8 @@ def main() -> NoReturn:
     """Run the command line; turns errors into their exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = group.main(standalone_mode=False)
+        with safe_environment():
+            code = group.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except VtrainError as error:
         click.echo(f"error: {printable(str(error))}", err=True)

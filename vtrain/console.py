@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from vtrain.profiles import PROFILES, enter
+from vtrain.children import replace
+from vtrain.profiles import PROFILES, profile
 from vtrain.store.address import Url, place
 
 
 def _enter_profile(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    if value is not None and not ctx.resilient_parsing:
-        enter(value, sys.argv[1:])
+    if value is not None and value != profile() and not ctx.resilient_parsing:
+        replace("-m", "vtrain", *sys.argv[1:], profile=value)
 
 
 profile_option = click.option(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import click
 
+from vtrain import children
 from vtrain.console import print_json, profile_option
-from vtrain.profiles import PROFILES, profile_environment
+from vtrain.profiles import PROFILES
 
 _PROBE = "import torch; print(torch.backends.cpu.get_cpu_capability())"
 
@@ -17,9 +17,7 @@ def imitable() -> dict[str, str]:
     """Instruction set that torch uses under each profile on this machine, by profile."""
     found = {}
     for name in PROFILES:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE], env=profile_environment(name), capture_output=True, text=True
-        )
+        done = children.run("-c", _PROBE, profile=name, capture_output=True)
         found[name] = done.stdout.strip() or "fails"
     return found
 

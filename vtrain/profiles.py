@@ -6,7 +6,6 @@ The variables are read once, when a process starts; so a profile means a new pro
 from __future__ import annotations
 
 import os
-import sys
 
 # MKL heeds MKL_ENABLE_INSTRUCTIONS on Intel's processors only; MKL_CBWR=COMPATIBLE takes its oldest code path on all.
 PROFILES: dict[str, dict[str, str]] = {
@@ -32,10 +31,3 @@ def profile() -> str:
     """Name of the profile that this process runs under, or ``custom``."""
     here = {k: os.environ[k] for k in PROFILE_VARIABLES if k in os.environ}
     return next((name for name, env in PROFILES.items() if env == here), "custom")
-
-
-def enter(name: str, arguments: list[str]) -> None:
-    """Replace this process by ``python -m vtrain`` with the same arguments under a profile, if it is not there."""
-    if profile() != name:
-        sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, "-m", "vtrain", *arguments], profile_environment(name))

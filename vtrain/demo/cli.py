@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from importlib.resources import files
@@ -11,13 +10,14 @@ from pathlib import Path
 
 import click
 
+from vtrain import children
 from vtrain.errors import UsageError
 
 
 def _call(*arguments: str) -> int:
     click.echo(f"\n$ vtrain {' '.join(arguments)}")
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "vtrain", *arguments]).returncode
+    return children.run("-m", "vtrain", *arguments).returncode
 
 
 @click.command()
