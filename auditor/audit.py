@@ -145,6 +145,7 @@ def _replay(
     plan = _plan(request, evidence, verdict, nonce)
     bench = Bench(evidence, request.directory, nonce)
     check_data(bench.task)
+    verdict.program = bench.task.code.to_json()
     known: dict[Segment, Found] = {}
     if progress is not None:
         progress.begin(_header(request, evidence, verdict, nonce))
@@ -298,7 +299,8 @@ def _same_job(mine: Job, evidence: Evidence, verdict: Verdict) -> bool:
     if not isinstance(theirs, Job):
         raise JobError(f"{evidence.layout.root}: was recorded around a loop, not trained from a job file")
     for key, wanted, found in _differences(json.loads(mine.canonical()), json.loads(theirs.canonical()), ""):
-        open_digest = wanted == "" and key in ("program.sha256", "data.digest", "optable")
+        open_digest = wanted == "" and key in ("program.sha256", "program.distribution", "data.digest", "optable")
+        open_digest = open_digest or (not wanted and key.startswith("program.files."))  # the auditor's folder has them
         if not open_digest:
             verdict.refute(Refuted(0, "job", f"{key} is {found!r} in the run, {wanted!r} in the client's job"))
             return False

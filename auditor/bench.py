@@ -79,6 +79,7 @@ class Bench:
         loop = Loop(replayer, self.job.policy, self.job.train.seed)
         difference = self._difference(replayer, lambda: self._steps(loop, segment, on_step))
         if difference is not None:
+            self.task.code.check()  # where code was refused and the program went on without it, that differs
             # a verdict does not depend on where the auditor keeps the run
             detail = difference.detail.replace(f"{self.evidence.layout.root}/", "")
             found.difference = (difference.step, difference.what, detail)

@@ -24,18 +24,21 @@ def check_program(spec: ProgramSpec, directory: Path | None, run: Path) -> None:
 
     Raises:
         MalformedRunError: the run does not say which bytes the program has.
-        UsageError: the program is not one of these: the auditor has to bring the client's job.
+        UsageError: the program is not one of these, or it imports files that are not: the auditor has to bring the
+            client's job.
     """
     place, _, function = spec.entry.rpartition(":")
-    if not spec.sha256:
+    if not spec.sha256 or not all(spec.files.values()):
         raise MalformedRunError("job.json: program.sha256 is empty; expected the digest of what was run")
     if place.endswith(".py"):
-        allowed = directory is not None and _is_below(place, directory, run)
+        folder = Path(place).parent
+        files = (place, *(str(folder / path) for path in spec.files))
+        allowed = directory is not None and all(_is_below(path, directory, run) for path in files)
     else:
         allowed = place.startswith(_BUILT_IN) and _defines(place, function)
     if not allowed:
         raise UsageError(
-            f"program {spec.entry[:200]!r}: the trainer chose it, and it is neither vtrain's own nor a file below a "
+            f"program {spec.entry[:200]!r}: the trainer chose it, and it is neither vtrain's own nor files below a "
             "--program-dir of yours; give the client's job with --job"
         )
 

@@ -52,6 +52,7 @@ class Verdict:
         replayed: ranges ``(first, last)`` of the steps replayed.
         sampled: segments drawn at random, 0 if the steps were chosen.
         nonce: the auditor's, which with the head decided the draw; empty if the steps were chosen.
+        program: the code that was run (``vtrain.engine.program.Code.to_json``); None where no job names it.
         drawn: numbers of the segments drawn, from 0, ascending; see ``auditor.sample.check_draw``.
         segments: how many segments the run has.
         canonical: values of canonical operations, which are the same on every machine and need no log.
@@ -98,6 +99,7 @@ class Verdict:
     dispute: dict[str, Any] | None = None
     nonce: str = ""
     drawn: list[int] = field(default_factory=list)
+    program: dict[str, Any] | None = None
 
     @property
     def verified(self) -> bool:
@@ -173,6 +175,7 @@ class Verdict:
             "detail": self.detail,
             "repairs": self.repairs,
             "dispute": self.dispute,
+            "program": self.program,
             "auditor": self.environment,
             "trainer": self.trainer,
             "notes": self.notes,
@@ -217,6 +220,11 @@ class Verdict:
             )
             lines.append(f"  detection       at least {odds}")
         lines.append(f"  job             {self.job}")
+        if self.program is not None:
+            files, digest = self.program["files"], self.program["filesDigest"]
+            lines.append(f"  program         {self.program['entry']}, SHA-256 {self.program['sha256'][:16]}")
+            if files:
+                lines.append(f"  its imports     {files} files of its folder, and no other; SHA-256 {digest[:16]}")
         lines.append(
             f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})"
         )

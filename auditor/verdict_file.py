@@ -136,6 +136,17 @@ class Draw(_Known):
     nonce: Text
 
 
+class ProgramOf(_Known):
+    """The code that was run: its own file, the files that it imported from its folder, versions of what else."""
+
+    entry: Text
+    sha256: Sha256
+    distribution: Text
+    files: Count
+    filesDigest: Sha256
+    imports: Annotated[dict[Text, Text], Field(max_length=10_000)]
+
+
 class Predicate(_Known):
     """A verdict's predicate, as ``Verdict.predicate`` writes it."""
 
@@ -165,6 +176,7 @@ class Predicate(_Known):
     draw: Draw | None = None
     repairs: list[Repair] | None = Field(None, max_length=_MOST_ITEMS)
     dispute: Dispute | None = None
+    program: ProgramOf | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Predicate:

@@ -57,17 +57,14 @@ class Rehearsals:
 
     Args:
         task: the job.
-        directory: what the program is relative to.
         layout: of the run.
         loop: the training, where it begins or goes on.
         keeper: its listener.
         every: whether to try each checkpoint.
     """
 
-    def __init__(
-        self, task: Task, directory: Path, layout: Layout, loop: Loop, keeper: Keeper, every: bool = False
-    ) -> None:
-        self._task, self._directory, self._layout = task, directory, layout
+    def __init__(self, task: Task, layout: Layout, loop: Loop, keeper: Keeper, every: bool = False) -> None:
+        self._task, self._layout = task, layout
         self._loop, self._keeper, self._every = loop, keeper, every
         self._begun = loop.steps_done
         self._at_start = attributes.snapshot(loop.model)
@@ -132,7 +129,7 @@ class Rehearsals:
         return f"{len(names)} tensors would end otherwise, first {names[0]}" if names else ""
 
     def _do_again(self, again: _Again, checkpoint: int) -> Loop:
-        job, fresh = self._task.job, self._task.anew(self._directory)
+        job, fresh = self._task.job, self._task.anew()
         loop = Loop(again, job.policy, job.train.seed)
         loop.initialise(fresh.model, fresh.optimizer, count=False)
         state.restore(last_checkpoint(self._layout, checkpoint)[0], loop.model, loop.optimizer)

@@ -50,7 +50,7 @@ def train(
     writer = create(out, data, job_digest(data), key)
     writer.on_acknowledged = publish
     try:
-        _run(task, directory, writer, on_step, rehearse)
+        _run(task, writer, on_step, rehearse)
     except Exception:
         writer.remove_if_empty()
         raise
@@ -76,7 +76,7 @@ def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, 
     task = Task(job, directory)
     writer = RunWriter(layout, data, job_digest(data), key)
     writer.on_acknowledged = publish
-    _run(task, directory, writer, on_step)
+    _run(task, writer, on_step)
 
 
 def _reread(data: bytes) -> Job:
@@ -87,7 +87,7 @@ def _reread(data: bytes) -> Job:
     return job
 
 
-def _run(task: Task, directory: Path, writer: RunWriter, on_step: OnStep, rehearse: bool = False) -> None:
+def _run(task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False) -> None:
     job = task.job
     try:
         keeper = Keeper(job.policy, writer, job.train.checkpoint_every)
@@ -98,7 +98,7 @@ def _run(task: Task, directory: Path, writer: RunWriter, on_step: OnStep, rehear
         loop.initialise(task.model, task.optimizer, count=begun < 0)
         if begun >= 0:
             keeper.go_on(loop, {})
-        rehearsals = Rehearsals(task, directory, writer.layout, loop, keeper, rehearse)
+        rehearsals = Rehearsals(task, writer.layout, loop, keeper, rehearse)
         for step in range(loop.steps_done + 1, job.train.steps + 1):
             task.run_step(loop, step)
             rehearsals.after(step)

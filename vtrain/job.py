@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from vtrain.policy import Frozen, Policy, explain
 FORMAT = 1
 JOB_DIGEST = "vtrain-job-v1-sha256"
 MAX_BYTES = 1 << 20
+MOST_FILES, MOST_PATH = 1000, 500
+_SHA256 = re.compile("[0-9a-f]{64}|")
 Config = dict[str, str | int | float | bool | list[int] | list[float] | list[str]]
 
 
@@ -25,11 +28,16 @@ class ProgramSpec(Frozen):
     Attributes:
         entry: ``package.module:function`` or ``path/to/file.py:function`` (relative to the job file).
         sha256: of the source file; filled in when a run starts, checked where it is given.
+        files: SHA-256 of each other source file that it imports from its own folder, by path from there; empty where
+            it is open. Filled in when a run starts, checked where it is given.
+        distribution: name and version of the installed distribution that it is of, if any; filled in when a run starts.
         config: keyword arguments of the function.
     """
 
     entry: str
     sha256: str = ""
+    files: dict[str, str] = Field(default_factory=dict, max_length=MOST_FILES)
+    distribution: str = ""
     config: Config = Field(default_factory=dict)
 
     @field_validator("entry")
@@ -38,6 +46,19 @@ class ProgramSpec(Frozen):
         left, _, right = value.rpartition(":")
         if not left or not right.isidentifier():
             raise ValueError("want 'module:function' or 'file.py:function'")
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _source_files(cls, value: dict[str, str]) -> dict[str, str]:
+        for path, digest in value.items():
+            parts = path.removesuffix(".py").split("/")
+            if not path.endswith(".py") or not all(part.isidentifier() for part in parts) or len(path) > MOST_PATH:
+                raise ValueError(
+                    f"{path[:200]!r}: want a module's file below the program's folder, such as models/net.py"
+                )
+            if not _SHA256.fullmatch(digest):
+                raise ValueError(f"{path}: want a SHA-256 of 64 lower-case hex digits, or nothing")
         return value
 
 

@@ -198,7 +198,7 @@ def test_bad_program(tmp_path: Path, case: str) -> None:
         ("../elsewhere/program.py:make", "no file"),
         ("no_such_module_anywhere:make", "no module"),
         ("vtrain.no_such_module:make", "no module"),
-        ("no_such_module_anywhere.sub:make", "No module"),
+        ("no_such_module_anywhere.sub:make", "no module"),
         ("vtrain.programs.mlp:conceptron", "has no function 'conceptron'"),
         ("sys:getsizeof", "with a source file"),
     ],

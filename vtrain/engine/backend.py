@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vtrain import kernels
+from vtrain import kernels, searchpath
 from vtrain.errors import BackendError
 from vtrain.kernels import nvrtc
 from vtrain.profiles import profile
@@ -87,6 +87,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "system": platform.system(),
         "python": platform.python_version(),
+        "customized": searchpath.customized(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "kernels": kernels.variant(),

@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
+import platform
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import rfc8785
 import torch
 
+from vtrain.engine.imports import Imports
+from vtrain.engine.sources import OURS, Sources
 from vtrain.errors import ProgramError, VtrainError
 from vtrain.job import ProgramSpec
 
@@ -40,59 +48,188 @@ class Program:
     data: Any = None
 
 
-def source_file(entry: str, directory: Path) -> Path:
-    """The file that holds a program, found without importing it.
+@dataclass(frozen=True)
+class _Place:
+    """Where a program's code is, found without importing it.
 
-    Args:
-        entry: ``package.module:function`` or ``path/to/file.py:function``.
-        directory: what a path is relative to.
-
-    Raises:
-        ProgramError: there is none.
+    Attributes:
+        root: its own folder; None if it is of an installed distribution, whose modules are imported as ever.
+        file: its source file.
+        only: the package of the folder that is the program's; empty if all of it is.
+        distribution: name and version, such as ``timm 1.0.20``; empty for vtrain's own and for a folder.
     """
+
+    root: Path | None
+    file: Path
+    only: str = ""
+    distribution: str = ""
+
+
+def _place(entry: str, directory: Path) -> _Place:
+    """Where a program is; see ``load_code`` for the arguments and errors."""
     place = entry.rpartition(":")[0]
     if place.endswith(".py"):
         path = directory / place
         if not path.is_file():
             raise ProgramError(f"program {entry!r}: no file {path}")
-        return path
+        if "." in path.stem:
+            raise ProgramError(f"program {entry!r}: {path.name} can't be a module's name; want no further dots in it")
+        return _Place(path.parent, path)
+    top = place.partition(".")[0]
     try:
-        spec = importlib.util.find_spec(place)
+        spec = importlib.util.find_spec(place if top in OURS else top)
     except (ImportError, ValueError) as error:
         raise ProgramError(f"program {entry!r}: {error}") from error
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        raise ProgramError(f"program {entry!r}: no module {place!r} with a source file")
-    return Path(spec.origin)
+    if top in OURS and spec is not None and spec.origin:
+        return _Place(None, Path(spec.origin))
+    for folder, package in _folders(spec):
+        base = folder / place.replace(".", "/")
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
+                if found := _distribution(folder, top):
+                    return _Place(None, path, distribution=found)
+                return _Place(folder, path, only=top if package else "")
+    raise ProgramError(f"program {entry!r}: no module {place!r} with a source file")
 
 
-def source_digest(entry: str, directory: Path) -> str:
-    """SHA-256 of a program's source file, in hex.
+def _folders(spec: ModuleSpec | None) -> list[tuple[Path, bool]]:
+    """The folders that a top-level module or package lies in, and whether it is a package."""
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        return [(Path(location).parent, True) for location in spec.submodule_search_locations]
+    return [(Path(spec.origin).parent, False)] if spec.has_location and spec.origin else []
 
-    Raises:
-        ProgramError: there is none, or it can't be read.
+
+def _distribution(folder: Path, top: str) -> str:
+    """Name and version of the distribution that a folder's module is of; empty if it was not installed."""
+    if folder.resolve() == Path(sysconfig.get_path("stdlib")).resolve():
+        return f"Python {platform.python_version()}"
+    if not {"site-packages", "dist-packages"} & {*folder.parts}:
+        return ""
+    names = importlib.metadata.packages_distributions().get(top, [])
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted({*names})) or f"{top} (unknown)"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A job's program, imported.
+
+    Attributes:
+        entry: the function that the job names.
+        spec: what the job says of it, with digests, files and distribution filled in.
+        imports: of its folder; None if it is vtrain's own or a distribution's.
+        versions: of what it imported from elsewhere than its folder and the standard library, by top-level name.
     """
-    path = source_file(entry, directory)
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ProgramError(f"program {entry!r}: {path}: {error.strerror}") from error
+
+    entry: Callable[..., Any]
+    spec: ProgramSpec
+    imports: Imports | None
+    versions: dict[str, str]
+
+    def check(self) -> None:
+        """Raise what the program's imports were refused for, whatever became of it.
+
+        Raises:
+            ProgramError: something of its folder was to be executed that is not what was hashed.
+        """
+        if self.imports is not None:
+            self.imports.check()
+
+    def anew(self) -> Code:
+        """The same program executed once more, from the bytes that were read; an installed one stays what it is."""
+        if self.imports is None:
+            return self
+        imports = Imports(self.imports.sources)
+        return Code(_own_function(self.spec, imports), self.spec, imports, self.versions)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a verdict says of it: JSON values."""
+        files = rfc8785.dumps(dict(self.spec.files))
+        return {
+            "entry": self.spec.entry,
+            "sha256": self.spec.sha256,
+            "distribution": self.spec.distribution,
+            "files": len(self.spec.files),
+            "filesDigest": hashlib.sha256(files).hexdigest(),
+            "imports": self.versions,
+        }
 
 
-def load_entry(spec: ProgramSpec, directory: Path) -> Callable[..., Any]:
-    """The function that a job names, its source file being the one that the job was made for.
+def load_code(spec: ProgramSpec, directory: Path, discover: bool = False) -> Code:
+    """Import the program that a job names: what it was made for, and nothing else of its folder.
+
+    All files that the job lists are read, hashed and compared before any is executed, and what is executed was compiled
+    from the very bytes that were hashed.
+
+    Args:
+        spec: as in the job.
+        directory: what a path is relative to.
+        discover: whether digests that are open are filled in, and files that the program imports added. Otherwise what
+            the job does not list is refused, now and whenever the program imports it.
 
     Raises:
         ProgramError: missing, of another digest, or not importable.
     """
-    found = source_digest(spec.entry, directory)
-    if spec.sha256 and found != spec.sha256:
-        path = source_file(spec.entry, directory)
-        raise ProgramError(f"program {spec.entry!r}: {path} has SHA-256 {found}; the job was made for {spec.sha256}")
+    place = _place(spec.entry, directory)
+    if place.root is None:
+        return _installed(spec, place, discover)
+    main = place.file.relative_to(place.root).as_posix()
+    if main in spec.files:
+        raise ProgramError(f"program {spec.entry!r}: program.files lists {main}, whose digest is program.sha256")
+    _compare(spec, "distribution", "", discover)
+    listed = {main: spec.sha256, **spec.files}
+    sources = Sources(spec.entry, place.root, main, listed, closed=not discover, only=place.only)
+    if discover:
+        sources.close()
+    imports = Imports(sources)
+    entry = _own_function(spec, imports)
+    digests = sources.digests()
+    found = {"sha256": digests.pop(main), "files": digests, "distribution": ""}
+    return Code(entry, spec.model_copy(update=found), imports, _versions(imports.outside))
+
+
+def _installed(spec: ProgramSpec, place: _Place, discover: bool) -> Code:
+    """A program of vtrain's own or a distribution's: its file is compared, the rest is as installed."""
+    name = spec.entry.rpartition(":")[0]
+    if spec.files:
+        raise ProgramError(f"program {spec.entry!r}: is installed; want no program.files")
+    try:
+        digest = hashlib.sha256(place.file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ProgramError(f"program {spec.entry!r}: {place.file}: {error.strerror}") from error
+    if digest != spec.sha256 and (spec.sha256 or not discover):
+        wanted = spec.sha256 or "none"
+        raise ProgramError(f"program {spec.entry!r}: {place.file} has SHA-256 {digest}; the job was made for {wanted}")
+    _compare(spec, "distribution", place.distribution, discover)
+    entry = _function(spec, lambda: importlib.import_module(name))
+    found = {"sha256": digest, "distribution": place.distribution}
+    return Code(entry, spec.model_copy(update=found), None, _versions({name.partition(".")[0]}))
+
+
+def _compare(spec: ProgramSpec, key: str, found: str, discover: bool) -> None:
+    wanted = getattr(spec, key)
+    if found != wanted and (wanted or not discover):
+        raise ProgramError(
+            f"program {spec.entry!r}: is of {found or 'no distribution'}; the job was made for {wanted or 'none'}"
+        )
+
+
+def _own_function(spec: ProgramSpec, imports: Imports) -> Callable[..., Any]:
+    """Execute the program from its folder's sources; the function that the job names."""
+    name = imports.sources.main.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    entry = _function(spec, lambda: imports.load(name))
+    imports.check()
+    return entry
+
+
+def _function(spec: ProgramSpec, load: Callable[[], ModuleType]) -> Callable[..., Any]:
+    """Import the program's module, and take the function that the job names."""
     place, _, function = spec.entry.rpartition(":")
     try:
-        module = (
-            _from_file(source_file(spec.entry, directory)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        module = load()
+    except VtrainError:
+        raise
     except (Exception, SystemExit) as error:  # the program's own error, whatever it is
         raise ProgramError(f"program {spec.entry!r}: importing it failed: {type(error).__name__}: {error}") from error
     entry = getattr(module, function, None)
@@ -101,14 +238,14 @@ def load_entry(spec: ProgramSpec, directory: Path) -> Callable[..., Any]:
     return entry
 
 
-def _from_file(path: Path) -> Any:
-    name = f"vtrain_program_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look it up
-    spec.loader.exec_module(module)
-    return module
+def _versions(names: set[str]) -> dict[str, str]:
+    found = {}
+    for name in sorted(names - {*sys.stdlib_module_names, *OURS}):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):  # of another name, or not installed
+            found[name] = str(getattr(sys.modules.get(name), "__version__", "unknown"))
+    return found
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from vtrain.data import batch_indices, dataset_digest, load
 from vtrain.engine.loop import Loop
 from vtrain.engine.optable import table_digest
-from vtrain.engine.program import Program, build, load_entry, program_errors, source_digest
+from vtrain.engine.program import Program, build, load_code, program_errors
 from vtrain.errors import JobError, ProgramError, UnsupportedError, VersionError
 from vtrain.job import Job, OptimizerSpec, ScheduleSpec
 
@@ -55,6 +55,7 @@ class Task:
         directory: what a program's path is relative to.
 
     Attributes:
+        code: the program, imported.
         program: model, loss and data; once built.
 
     Raises:
@@ -66,17 +67,13 @@ class Task:
 
     def __init__(self, job: Job, directory: Path) -> None:
         self.job = job
-        self._entry = load_entry(job.program, directory)
+        self.code = load_code(job.program, directory, discover=not job.program.sha256)
         self._data = None if job.data.name == "program" else load(job.data.name, **job.data.config)
 
-    def anew(self, directory: Path) -> Task:
-        """The same task, its program loaded once more, so that nothing is left of what it did; the data set is shared.
-
-        Args:
-            directory: what the program's path is relative to.
-        """
+    def anew(self) -> Task:
+        """The same task, its program loaded once more, so that nothing is left of what it did; the data set is shared."""
         fresh = copy.copy(self)
-        fresh._entry = load_entry(self.job.program, directory)
+        fresh.code = self.code.anew()
         return fresh
 
     @property
@@ -86,7 +83,8 @@ class Task:
 
     def model(self) -> torch.nn.Module:
         """Build the program; its model. To be called inside step 0."""
-        self.program = build(self.job.program, self._entry)
+        self.program = build(self.job.program, self.code.entry)
+        self.code.check()
         if self._data is None and self.program.data is None:
             raise ProgramError(f"program {self.job.program.entry!r}: the job's data set is its own, and it gives none")
         size, wanted = len(self.data), self.job.train.batch_size
@@ -136,6 +134,7 @@ class Task:
             optimizer.zero_grad()
             assert total is not None
             loop.metric(loss=total)
+            self.code.check()
 
     def _check_loss(self, loss: Any) -> None:
         what = f"program {self.job.program.entry!r}: its loss"
@@ -169,8 +168,7 @@ def complete(job: Job, directory: Path) -> Job:
         ProgramError: no such program, or not the one that the job names by digest.
         JobError: the data set is not the one that the job names by digest.
     """
-    program = job.program.model_copy(update={"sha256": source_digest(job.program.entry, directory)})
-    load_entry(job.program, directory)
+    program = load_code(job.program, directory, discover=True).spec
     data = job.data
     if data.name != "program":
         data = data.model_copy(update={"digest": dataset_digest(load(data.name, **data.config))})
