@@ -156,8 +156,11 @@ class Job(Frozen):
         return Policy.from_canonical(value) if isinstance(value, dict) else value
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes: the job's identity."""
+        """RFC 8785 bytes: the job's identity. A program of one file, not of a distribution, has no keys that say so."""
         values = self.model_dump()
+        for key in ("files", "distribution"):
+            if not values["program"][key]:
+                del values["program"][key]
         return rfc8785.dumps({**values, "policy": self.policy.canonical(), "kind": "job"})
 
 

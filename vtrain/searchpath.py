@@ -32,5 +32,7 @@ def leave_current_directory() -> None:
 
 def customized() -> list[str]:
     """Names of what makes this process import other things than Python would: variables, modules run at its start."""
-    variables = [] if sys.flags.ignore_environment else [name for name in _CHANGE_IMPORTS if os.environ.get(name)]
-    return variables + [name for name in _RUN_AT_START if name in sys.modules]
+    variables = {} if sys.flags.ignore_environment else {name: os.environ.get(name, "") for name in _CHANGE_IMPORTS}
+    if PATH in variables:
+        variables[PATH] = os.pathsep.join(named(variables[PATH]))
+    return [name for name, value in variables.items() if value] + [m for m in _RUN_AT_START if m in sys.modules]
