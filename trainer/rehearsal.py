@@ -8,7 +8,6 @@ a closure, the mode of a layer, a counter in the program's file - would have got
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch

@@ -224,9 +224,9 @@ _named: set[str] = set()  # where Python, vtrain and the entries of the search p
 
 def _begin() -> None:
     if not _named:
-        places = (sys.prefix, sys.base_prefix, *(HOME / name for name in OURS), *filter(None, sys.path))
+        places = [sys.prefix, sys.base_prefix, *(str(HOME / name) for name in OURS), *filter(None, sys.path)]
         _named.update(os.path.realpath(place) for place in places)
-        sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder)
         sys.addaudithook(_hook)
 
 

@@ -71,7 +71,7 @@ class Task:
         self._data = None if job.data.name == "program" else load(job.data.name, **job.data.config)
 
     def anew(self) -> Task:
-        """The same task, its program loaded once more, so that nothing is left of what it did; the data set is shared."""
+        """The same task, its program loaded once more: nothing is left of what it did. The data set is shared."""
         fresh = copy.copy(self)
         fresh.code = self.code.anew()
         return fresh
