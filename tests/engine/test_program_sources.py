@@ -96,7 +96,8 @@ def test_helpers_are_hashed_and_compared(tmp_path: Path) -> None:
     assert "1 files of its folder, and no other" in str(verdict)
     client = parse(VALUES, "job")  # who leaves the list open, and one who has it
     assert audited(run, code, job=client).verified
-    assert audited(run, code, job=complete(client, code)).verified
+    found = audited(run, code, job=complete(client, code))
+    assert found.verified, found.detail
     write(code / "helpers.py", HELPERS.replace("cross_entropy(model", "2 * cross_entropy(model"))
     for job in (None, client):
         with pytest.raises(ProgramError, match=r"helpers\.py has SHA-256 .* the job was made for"):
