@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,14 @@ def test_workers_of_a_script(folder: Path) -> None:
     assert call(folder, [sys.executable, str(away / "script.py")]) == (0, "")
     code, said = call(folder, [sys.executable, "-E", str(away / "script.py")])
     assert code == 1 and "want python -I or -E -P" in said
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'vtrain[ray]'")
+def test_workers_of_a_cluster(folder: Path) -> None:
+    """Ray tells its workers to import from where the driver stands, unless it is told not to."""
+    set_traps(folder, (*LIBRARIES, "psutil", "sitecustomize", "usercustomize"))
+    assert call(folder, [str(VTRAIN), *"audit run --ray local --jobs 2 --threads 1".split()])[0] == 0
+    assert not (folder / "executed").exists()
 
 
 def test_variables_are_counted() -> None:
