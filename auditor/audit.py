@@ -39,6 +39,7 @@ from vtrain.engine.backend import environment
 from vtrain.engine.task import check_data
 from vtrain.errors import JobError, Refuted, UsageError
 from vtrain.job import Job, job_digest
+from vtrain.store import canonical
 from vtrain.store.atomic import storage_errors
 
 __all__ = ["Found", "Request", "Segment", "audit", "chosen", "sample", "segments"]
@@ -216,7 +217,7 @@ def _plan(request: Request, evidence: Evidence, verdict: Verdict, nonce: str) ->
         count = size_for_confidence(len(everything), request.confidence)
     if not count:
         return everything
-    verdict.drawn = drawn(len(everything), count, evidence.notes[-1], nonce)
+    verdict.drawn = drawn(len(everything), count, evidence.head_digest, nonce)
     verdict.sampled, verdict.nonce = count, nonce
     verdict.notes.append(f"segments drawn with nonce {nonce}")
     return [everything[number] for number in verdict.drawn]
@@ -227,6 +228,7 @@ def _header(request: Request, evidence: Evidence, verdict: Verdict, nonce: str) 
     mine = b"" if request.job is None else job_digest(request.job.canonical())
     return {
         "job": heads.job_text(evidence.digest),
+        "run": heads.run_text(evidence.run),
         "head": evidence.notes[-1],
         "nonce": nonce,
         "environment": verdict.environment,
@@ -293,21 +295,18 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
 
 
 def _same_job(mine: Job, evidence: Evidence, verdict: Verdict) -> bool:
-    """Compare the client's job with the run's; digests that the client left open are not compared."""
+    """Compare the client's job with the run's, as canonical bytes; digests that the client left open are not compared."""
     theirs = evidence.job
     if not isinstance(theirs, Job):
         raise JobError(f"{evidence.layout.root}: was recorded around a loop, not trained from a job file")
-    for key, wanted, found in _differences(json.loads(mine.canonical()), json.loads(theirs.canonical()), ""):
-        open_digest = wanted == "" and key in ("program.sha256", "data.digest", "optable")
-        if not open_digest:
-            verdict.refute(Refuted(0, "job", f"{key} is {found!r} in the run, {wanted!r} in the client's job"))
-            return False
+    for path, wanted, found in canonical.differences(json.loads(mine.canonical()), json.loads(theirs.canonical())):
+        if path in _OPEN_DIGESTS and wanted == '""':
+            continue
+        what = f"{'.'.join(path)} is {found or 'missing'} in the run, {wanted or 'missing'} in the client's job"
+        verdict.refute(Refuted(0, "job", what))
+        return False
     return True
 
 
-def _differences(mine: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for key in sorted({*mine, *theirs}):
-            yield from _differences(mine.get(key), theirs.get(key), f"{path}.{key}" if path else key)
-    elif mine != theirs:
-        yield path, mine, theirs
+# What a client may leave for the trainer to fill in, by writing nothing there.
+_OPEN_DIGESTS = (("program", "sha256"), ("data", "digest"), ("optable",))

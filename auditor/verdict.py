@@ -20,7 +20,7 @@ from vtrain.store.objects import write
 if TYPE_CHECKING:
     from auditor.replayer import Counts
 
-VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v1"
+VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v2"
 VERIFIED, REFUTED, UNFINISHED = "verified", "refuted", "unfinished"
 MOST_GROUPS = 500  # of steps, whose corrections a verdict tells apart
 SHARES = (0.01, 0.05, 0.1, 0.5)
@@ -45,6 +45,7 @@ class Verdict:
         result: ``verified`` or ``refuted``; ``unfinished`` while a recorded loop is being replayed, and for good where
             it ends before the run does without a difference.
         job: the job's digest, as text.
+        run: the digest of the run's identity, as text: two runs of one job have two.
         head: the signed note of the last head.
         key_id: of the trainer's key.
         key_pinned: whether the auditor knew that key beforehand.
@@ -73,6 +74,7 @@ class Verdict:
 
     result: str
     job: str
+    run: str
     head: str
     key_id: str
     key_pinned: bool
@@ -153,6 +155,7 @@ class Verdict:
         return {
             "result": self.result,
             "job": self.job,
+            "run": self.run,
             "head": self.head,
             "trainerKey": {"id": self.key_id, "pinned": self.key_pinned},
             "steps": self.steps,
@@ -217,6 +220,7 @@ class Verdict:
             )
             lines.append(f"  detection       at least {odds}")
         lines.append(f"  job             {self.job}")
+        lines.append(f"  run             {self.run}")
         lines.append(
             f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})"
         )
@@ -240,6 +244,7 @@ def begin(evidence: Evidence, environment: dict[str, Any]) -> Verdict:
     verdict = Verdict(
         result=VERIFIED,
         job=heads.job_text(evidence.digest),
+        run=heads.run_text(evidence.run),
         head=evidence.notes[-1],
         key_id=keys.key_id(evidence.key),
         key_pinned=evidence.pinned,
