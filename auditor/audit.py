@@ -295,7 +295,7 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
 
 
 def _same_job(mine: Job, evidence: Evidence, verdict: Verdict) -> bool:
-    """Compare the client's job with the run's, as canonical bytes; digests that the client left open are not compared."""
+    """Compare the client's job with the run's, as canonical bytes, but for digests that the client left open."""
     theirs = evidence.job
     if not isinstance(theirs, Job):
         raise JobError(f"{evidence.layout.root}: was recorded around a loop, not trained from a job file")

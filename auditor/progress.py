@@ -115,7 +115,9 @@ class Progress:
             return
         differ = list(canonical.differences(self.header, header))
         if differ:
-            what = "; ".join(f"{'.'.join(k)} was {a[:80] or 'missing'}, is {b[:80] or 'missing'}" for k, a, b in differ[:5])
+            what = "; ".join(
+                f"{'.'.join(k)} was {a[:80] or 'missing'}, is {b[:80] or 'missing'}" for k, a, b in differ[:5]
+            )
             raise ProgressError(f"{self._path}: was begun for another audit: {what}")
 
     def add(self, found: Found) -> None:

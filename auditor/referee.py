@@ -73,7 +73,9 @@ class Finding:
     Attributes:
         result: ``benign`` or ``refuted``.
         wrong: the sides with a value outside the bound: ``run``, ``other`` or both.
-        job: the job's digest, hex; run: that of the run's identity, hex; step, event: where.
+        job: the job's digest, hex.
+        run: the digest of the run's identity, hex.
+        step, event: where.
         site: the result's operation, format and shape.
         elements: the disputed elements that were judged.
         disputed: how many there are, as the challenger says.
@@ -99,8 +101,8 @@ class Finding:
         """For machines; numbers as text, hexadecimal where bits matter."""
         return {
             "result": self.result, "wrong": list(self.wrong), "job": self.job, "run": self.run, "step": self.step,
-            "event": self.event, "site": self.site, "disputed": self.disputed, "keys": dict(self.keys), "answered": self.answered,
-            "decisions": self.decisions,
+            "event": self.event, "site": self.site, "disputed": self.disputed, "keys": dict(self.keys),
+            "answered": self.answered, "decisions": self.decisions,
             "elements": [
                 {
                     "index": e.index, "run": e.run.hex(), "other": e.other.hex(), "exact": repr(e.exact),

@@ -2,8 +2,8 @@
 
 A sample is drawn without replacement by a Philox permutation under the seed SHA-256("vtrain-sample-v2\\n" + nonce +
 "\\n" + head), its first 16 bytes as a little-endian integer; the head is named by ``heads.head_digest``, in which no
-signature is, so that nobody can try signatures until the draw suits. The trainer signed the head before the auditor told
-its nonce, so the trainer can't foresee the draw; and whoever has a verdict, which names both, can repeat it
+signature is, so that nobody can try signatures until the draw suits. The trainer signed the head before the auditor
+told its nonce, so the trainer can't foresee the draw; and whoever has a verdict, which names both, can repeat it
 (``check_draw``).
 """
 
@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vtrain.commit.heads import head_digest
-from vtrain.errors import MalformedRunError, UsageError
+from vtrain.errors import MalformedRunError, TranscriptError, UsageError
 from vtrain.random import StreamKey, permutation
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def check_draw(
         raise UsageError(f"the verdict's nonce is {own[:100]!r}; want {nonce[:100]!r}")
     try:
         wanted = drawn(total, count, head_digest(predicate["head"]), own)
-    except UsageError as error:
+    except (UsageError, TranscriptError) as error:
         raise MalformedRunError(f"verdict: {error}") from error
     if found != wanted:
         raise MalformedRunError(f"verdict: segments {found[:20]} drawn; nonce and head give {wanted[:20]}")

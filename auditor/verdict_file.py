@@ -3,7 +3,8 @@
 1. At most ``MAX_ENVELOPE_BYTES``; a DSSE envelope around canonical JSON: an in-toto statement with a verdict.
 2. Its signature is by the auditor's key, where that is known. Where it isn't, nothing says who wrote it.
 3. Each known field has its type and size, and they agree: a verified run has no first bad step, for example.
-4. It is about the run at hand: the job, the run's identity, the last head under the trainer's key, the steps and the model file.
+4. It is about the run at hand: the job, the run's identity, the last head under the trainer's key, the steps and the
+   model file.
 
 What is not checked: that it is true. Fields that this release does not know are passed over; ``unknown`` names them.
 """

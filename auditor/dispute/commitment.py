@@ -69,7 +69,13 @@ def open_commitment(value: object, key: Ed25519PublicKey) -> Commitment:
         raise ProofError(f"commitment: fields {sorted(value) if isinstance(value, dict) else value!r}"[:300])
     hexes = all(isinstance(value[n], str) and _HEX.fullmatch(value[n]) for n in _HASHES)
     numbers = type(value["step"]) is int and type(value["size"]) is int
-    if value["side"] not in (CHALLENGER, RESPONDER) or not hexes or not numbers or not 0 <= value["step"] < 2**53 or not 0 < value["size"] <= MAX_EVENTS:
+    if (
+        value["side"] not in (CHALLENGER, RESPONDER)
+        or not hexes
+        or not numbers
+        or not 0 <= value["step"] < 2**53
+        or not 0 < value["size"] <= MAX_EVENTS
+    ):
         raise ProofError("commitment: values out of range")
     try:
         signature = keys.decode_base64(value["signature"])

@@ -24,12 +24,12 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def draw(run: Path, count: int, nonce: str) -> list[tuple[int, int]]:
     evidence = open_run(run)
-    return [(s.first, s.last) for s in sample(segments(evidence), count, evidence.notes[-1], nonce)]
+    return [(s.first, s.last) for s in sample(segments(evidence), count, evidence.head_digest, nonce)]
 
 
 def test_draw_can_be_repeated_by_anybody(long_run: Path) -> None:
-    note = open_run(long_run).notes[-1]
-    seed = hashlib.sha256(f"vtrain-sample-v1\nmine\n{note}".encode()).digest()[:16]
+    head = hashlib.sha256(open_run(long_run).heads[-1].text.encode()).hexdigest()
+    seed = hashlib.sha256(f"vtrain-sample-v2\nmine\n{head}".encode()).digest()[:16]
     order = permutation(StreamKey(int.from_bytes(seed, "little"), "audit-sample"), 0, 0, 13)
     expected = [(s, s) for s in sorted(order[:4].tolist())]
     assert draw(long_run, 4, "mine") == expected

@@ -170,7 +170,7 @@ def test_one_wrong_thing(change: Any, error: type[Exception], why: str) -> None:
 
 def test_versions_and_sizes() -> None:
     with pytest.raises(VersionError):
-        judge(record().replace(b"vtrain-record-v1", b"vtrain-record-v2"))
+        judge(record().replace(b"vtrain-record-v2", b"vtrain-record-v1"))
     with pytest.raises(ProofError, match="bytes"):
         judge(MAGIC + b"x" * (64 << 20))
     with pytest.raises(MalformedRunError):

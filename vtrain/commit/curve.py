@@ -1,10 +1,10 @@
 """Points of Ed25519 from their 32 bytes, by RFC 8032 §5.1.3 and no other spelling; exact integers, no secrets.
 
 OpenSSL verifies without any of these checks: it takes keys of small order, under which one constant signs everything,
-and reduces coordinates from p on. A key is asked more here than in RFC 8032: it must lie in the subgroup of prime order,
-where every honest key s B lies. A key with a part of order 2, 4 or 8 lets its owner make signatures that one correct
-verifier takes and another refuses (with or without the cofactor; Chalkias, Garillot, Nikolaenko, "Taming the many
-EdDSAs", 2020), so that a proof would depend on who reads it. Nothing honest is lost.
+and reduces coordinates from p on. A key is asked more here than in RFC 8032: it must lie in the subgroup of prime
+order, where every honest key s B lies. A key with a part of order 2, 4 or 8 lets its owner make signatures that one
+correct verifier takes and another refuses (with or without the cofactor; Chalkias, Garillot, Nikolaenko, "Taming the
+many EdDSAs", 2020), so that a proof would depend on who reads it. Nothing honest is lost.
 """
 
 from __future__ import annotations

@@ -155,7 +155,9 @@ def check_consistent(heads: Sequence[Head], tree: Tree) -> None:
                 "whose heads have nothing to do with each other"
             )
         if head.job_digest != heads[0].job_digest:
-            raise TranscriptError(f"heads of one run and two jobs: {heads[0].job_digest.hex()}, {head.job_digest.hex()}")
+            raise TranscriptError(
+                f"heads of one run and two jobs: {heads[0].job_digest.hex()}, {head.job_digest.hex()}"
+            )
         # Two heads of one size convict without any tree, so they come first.
         other = by_size.setdefault(head.size, head)
         if other != head:
@@ -240,7 +242,9 @@ def _parse_body(body: str) -> Head:
         raise TranscriptError(f"head: origin {lines[0][:200]!r}, wanted {_ORIGIN}<64 hex digits>")
     head = Head(int(lines[1]), root, job_digest, bytes.fromhex(origin[1]))
     if head.run == job_digest:
-        raise VersionError("head: its origin is its job's digest, as an earlier release wrote it; wanted a run's identity")
+        raise VersionError(
+            "head: its origin is its job's digest, as an earlier release wrote it; wanted a run's identity"
+        )
     if head.text != body:
         raise TranscriptError(f"head: {body[:300]!r} is not the one spelling of its four lines")
     return head

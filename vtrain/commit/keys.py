@@ -3,9 +3,9 @@
 Private keys are PKCS #8 PEM files without a password, public keys SubjectPublicKeyInfo PEM: what ``openssl genpkey
 -algorithm ed25519`` and ``openssl pkey -pubout`` write.
 
-Every public key that is parsed or verified with is a point of prime order in its one spelling (``vtrain.commit.curve``).
-A private key can't have another: its public key is s B with s = 8 k below 2^255, which no multiple of 8 L is, so s B is
-of order L whatever the 32 secret bytes are.
+Every public key that is parsed or verified with is a point of prime order in its one spelling
+(``vtrain.commit.curve``). A private key can't have another: its public key is s B with s = 8 k between 2^254 and 2^255,
+where no multiple of 8 L is, so s B is of order L whatever the 32 secret bytes are.
 """
 
 from __future__ import annotations
@@ -138,11 +138,11 @@ def verify(key: Ed25519PublicKey, signature: bytes, message: bytes) -> None:
         SignatureError: it is by another key or over other bytes, not canonical, or the key is not of prime order.
     """
     if fault := _fault(raw_public(key)):
-        raise SignatureError(f"the signature over {len(message)} bytes is by a key that is {fault}")
+        raise SignatureError(f"the signature over {len(message)} bytes proves nothing: key {key_id(key)} is {fault}")
     try:
         curve.check_signature(signature)
     except ValueError as e:
-        raise SignatureError(f"the signature over {len(message)} bytes is none: {e}") from e
+        raise SignatureError(f"the signature over {len(message)} bytes is not by key {key_id(key)}: {e}") from e
     try:
         key.verify(signature, message)
     except InvalidSignature as e:

@@ -1,4 +1,4 @@
-"""What a recorded loop began with, of which its job says nothing: classes and source files (``vtrain.store.identity``)."""
+"""What a recorded loop began with, as its job says nothing of it: classes and files (``vtrain.store.identity``)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from vtrain.store.identity import LoopFacts
 from vtrain.errors import StorageError
+from vtrain.store.identity import LoopFacts
 
 
 def loop_facts(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, state: str) -> LoopFacts:

@@ -3,8 +3,8 @@
 A job says what to train, and two trainings of one job by one key are two runs. So each has a nonce of 16 random bytes.
 A run recorded around somebody's own loop has a job that says next to nothing; there ``run.json`` also fixes the classes
 of the model's modules, the optimizer's class, the digest of the initial state (names, shapes, dtypes and values of all
-tensors), and the source files beside the script. It is written once, before the first head is signed. The first batch is
-not in it, as the first head comes before that; the leaf of step 1 has its digest, and every later head covers that leaf.
+tensors), and the source files beside the script. It is written once, before the first head is signed. The first batch
+is not in it, as the first head comes before that; the leaf of step 1 has its digest, and every later head covers it.
 
 Imports no torch.
 """

@@ -1,7 +1,8 @@
 """Writes a run: log, leaves, heads, checkpoints, in an order that a kill at any moment can't spoil (protocol §3-6).
 
 What the run is (``run.json``) is fixed before the first head, which names it. A checkpoint at step c is acknowledged by
-its signed head, written last: log segment, checkpoint, leaves, head. What follows the last head is dropped on resuming, and done again with the same bits.
+its signed head, written last: log segment, checkpoint, leaves, head. What follows the last head is dropped on resuming,
+and done again with the same bits.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class RunWriter:
         """
         if self.identity is not None and self.checkpoint_step >= 0:
             return
-        nonce = secrets.token_hex(16) if self.identity is None else self.identity.nonce
+        nonce = new_nonce() if self.identity is None else self.identity.nonce
         self.identity = Identity(heads.job_text(self._digest), nonce, loop)
         write_bytes(self.layout.identity, self.identity.encode())
 
@@ -193,6 +194,11 @@ class RunWriter:
         if self.checkpoint_step < 0:
             with suppress(StorageError):
                 remove_tree(self.layout.root)
+
+
+def new_nonce() -> str:
+    """16 random bytes, hex: two trainings of one job by one key are two runs."""
+    return secrets.token_hex(16)
 
 
 def _nobody() -> None:
