@@ -247,6 +247,29 @@ def test_questions_that_an_honest_party_could_not_answer(name: str) -> None:
     assert lost is not None and (lost.side, lost.why) == (CHALLENGER, caught.value.why)
 
 
+@pytest.mark.parametrize("change", [{"side": RESPONDER}, {"session": "1" * 64}, {"head": "1" * 64}, {"job": "1" * 64}])
+def test_a_commitment_is_of_one_dispute_and_part(change: dict[str, str]) -> None:
+    """What was signed in another dispute, or for the other side, is worth nothing here; by either party."""
+    theirs = responder(honest(), CHEAT)
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
+    about = {"job": dispute.talk.job, "head": dispute.talk.head, "session": dispute.talk.session, "side": CHALLENGER}
+    made = Commitment(**{**about, **change}, step=3, size=5, root="a" * 64)
+    with pytest.raises(Forfeit, match="another dispute|another job") as caught:
+        dispute.ask("trace", step=3, commitment=made.sign(AUDITOR))
+    assert (caught.value.side, caught.value.proved) == (CHALLENGER, True)
+
+    def distort(message: Message) -> Message:
+        if "commitment" not in message.content:
+            return message
+        said = {k: v for k, v in message.content["commitment"].items() if k != "signature"}
+        changes = {**change, **({"side": CHALLENGER} if "side" in change else {})}
+        return replace(message, content={"commitment": Commitment(**{**said, **changes}).sign(KEY)})
+
+    with pytest.raises(Forfeit, match="another dispute|another job") as caught:
+        opened(distort).dispute(3)
+    assert (caught.value.side, caught.value.proved) == (RESPONDER, True)
+
+
 def test_a_challenger_commits_once_for_its_repairs() -> None:
     """Not A, then B after some repair, then another one without it."""
     theirs = responder(honest(), CHEAT)

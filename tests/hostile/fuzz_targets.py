@@ -238,8 +238,8 @@ class Fuzz:
 
 
 TARGETS = [
-    "job", "identity", "transcript", "leaf", "note", "envelope", "key", "program", "safetensors", "meta", "log", "merkle", "chunk",
-    "proof", "whole",
+    "job", "identity", "transcript", "leaf", "note", "envelope", "key", "program", "safetensors", "meta", "log",
+    "merkle", "chunk", "proof", "whole",
 ]  # fmt: skip
 
 

@@ -11,7 +11,16 @@ import pytest
     [
         *(
             (f"vtrain.store.{name}", ("torch", "cupy", "zarr"))
-            for name in ("atomic", "canonical", "checkpoint", "layout", "logcheck", "logformat", "transcript")
+            for name in (
+                "atomic",
+                "canonical",
+                "checkpoint",
+                "identity",
+                "layout",
+                "logcheck",
+                "logformat",
+                "transcript",
+            )
         ),
         ("vtrain.store.log", ("torch",)),  # zarr itself imports CuPy where it is installed
     ],
