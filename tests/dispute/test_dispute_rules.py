@@ -254,7 +254,7 @@ def test_a_commitment_is_of_one_dispute_and_part(change: dict[str, str]) -> None
     dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
     about = {"job": dispute.talk.job, "head": dispute.talk.head, "session": dispute.talk.session, "side": CHALLENGER}
     made = Commitment(**{**about, **change}, step=3, size=5, root="a" * 64)
-    with pytest.raises(Forfeit, match="another dispute|another job") as caught:
+    with pytest.raises(Forfeit, match=r"another dispute|another job") as caught:
         dispute.ask("trace", step=3, commitment=made.sign(AUDITOR))
     assert (caught.value.side, caught.value.proved) == (CHALLENGER, True)
 
@@ -265,7 +265,7 @@ def test_a_commitment_is_of_one_dispute_and_part(change: dict[str, str]) -> None
         changes = {**change, **({"side": CHALLENGER} if "side" in change else {})}
         return replace(message, content={"commitment": Commitment(**{**said, **changes}).sign(KEY)})
 
-    with pytest.raises(Forfeit, match="another dispute|another job") as caught:
+    with pytest.raises(Forfeit, match=r"another dispute|another job") as caught:
         opened(distort).dispute(3)
     assert (caught.value.side, caught.value.proved) == (RESPONDER, True)
 

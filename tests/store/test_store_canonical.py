@@ -18,7 +18,7 @@ UNLIKE: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("a", "b"), UNLIKE)
 def test_what_is_unlike(a: Any, b: Any) -> None:
     assert list(differences(a, b)) and list(differences(b, a))
-    assert list(differences({"k": a}, {"k": b}))[0][0][0] == "k"
+    assert next(differences({"k": a}, {"k": b}))[0][0] == "k"
 
 
 @pytest.mark.parametrize("value", [0, False, None, "", [], {}, {"a": {"b": [1, 2.5, None]}}])
