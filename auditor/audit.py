@@ -128,6 +128,7 @@ def audit(request: Request, on_step: OnStep, on_plan: Callable[[int], None]) -> 
             evidence = open_run(request.run, request.key)
             evidence.require_complete()
         verdict = begin(evidence, environment())
+        verdict.job_pinned = request.job is not None
         if request.job is not None and not _same_job(request.job, evidence, verdict):
             return verdict
         if request.job is None and isinstance(evidence.job, Job):

@@ -45,6 +45,7 @@ class Verdict:
         result: ``verified`` or ``refuted``; ``unfinished`` while a recorded loop is being replayed, and for good where
             it ends before the run does without a difference.
         job: the job's digest, as text.
+        job_pinned: whether the auditor compared it with a job of its own; else it is what the run says.
         run: the digest of the run's identity, as text: two runs of one job have two.
         head: the signed note of the last head.
         key_id: of the trainer's key.
@@ -100,6 +101,7 @@ class Verdict:
     dispute: dict[str, Any] | None = None
     nonce: str = ""
     drawn: list[int] = field(default_factory=list)
+    job_pinned: bool = False
 
     @property
     def verified(self) -> bool:
@@ -155,6 +157,7 @@ class Verdict:
         return {
             "result": self.result,
             "job": self.job,
+            "jobPinned": self.job_pinned,
             "run": self.run,
             "head": self.head,
             "trainerKey": {"id": self.key_id, "pinned": self.key_pinned},
@@ -219,7 +222,7 @@ class Verdict:
                 for q, p in self.detection.items()
             )
             lines.append(f"  detection       at least {odds}")
-        lines.append(f"  job             {self.job}")
+        lines.append(f"  job             {self.job} ({'as expected' if self.job_pinned else 'taken from the run'})")
         lines.append(f"  run             {self.run}")
         lines.append(
             f"  trainer's key   {self.key_id[:16]} ({'as expected' if self.key_pinned else 'taken from the run'})"

@@ -142,6 +142,7 @@ class Predicate(_Known):
 
     result: Literal["verified", "refuted"]
     job: Text
+    jobPinned: bool
     run: Text
     head: Annotated[str, Field(max_length=heads.MAX_NOTE_BYTES)]
     trainerKey: TrainerKey

@@ -6,12 +6,16 @@ import hashlib
 import os
 import sys
 import sysconfig
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from vtrain.errors import StorageError
 from vtrain.store.identity import LoopFacts
+
+_OURS = {"vtrain", "trainer", "auditor"}  # whose operation table the job names, and whose version the statement
 
 
 def loop_facts(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, state: str) -> LoopFacts:
@@ -33,34 +37,46 @@ def script_sources() -> dict[str, str]:
     """SHA-256, hex, of the script that runs and of the modules imported so far from its folder, by path in that folder.
 
     Files are read as they lie on the disk now. Modules of the installation, such as a virtual environment below the
-    folder, are none of the script's. Empty where no script runs (a notebook, ``python -c``), or an installed one does.
+    folder, are none of the script's, nor are vtrain's own. Empty where no file runs (a notebook, ``python -c``, an
+    archive), or an installed one does.
 
     Raises:
         StorageError: a file can't be read.
     """
     script = _file_of(sys.modules.get("__main__"))
-    if script is None or _is_installed(script):
+    if script is None or not script.is_file() or _is_installed(script.parent):
         return {}
-    folder = script.parent
-    files = {_file_of(module) for module in list(sys.modules.values())} | {script}
-    own = sorted(f for f in files if f is not None and f.is_relative_to(folder) and not _is_installed(f))
     try:
-        return {_name(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in own}
+        return {
+            _name(path.relative_to(script.parent)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted({script, *_imported_from(script.parent)})
+        }
     except OSError as error:
         raise StorageError(f"{error.filename}: {error.strerror}: a source file of the loop") from error
 
 
+def _imported_from(folder: Path) -> Iterator[Path]:
+    for name, module in list(sys.modules.items()):
+        path = None if name.partition(".")[0] in _OURS else _file_of(module)
+        if path is not None and path.is_relative_to(folder) and not _is_installed(path.parent) and path.is_file():
+            yield path
+
+
 def _file_of(module: object) -> Path | None:
-    name = getattr(module, "__file__", None)
-    if not isinstance(name, str):
-        return None
-    path = Path(name).resolve()
-    return path if path.is_file() else None
+    name = getattr(module, "__dict__", {}).get("__file__")  # some lazy modules import much where asked by getattr
+    return _real(os.path.dirname(name)) / os.path.basename(name) if isinstance(name, str) else None
 
 
-def _is_installed(path: Path) -> bool:
-    places = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
-    return "site-packages" in path.parts or any(path.is_relative_to(Path(p).resolve()) for p in places if p)
+@cache
+def _real(directory: str) -> Path:
+    return Path(os.path.realpath(directory))
+
+
+@cache
+def _is_installed(directory: Path) -> bool:
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    places = {Path(os.path.realpath(found)) for kind in kinds if (found := sysconfig.get_path(kind))}
+    return "site-packages" in directory.parts or any(directory.is_relative_to(place) for place in places)
 
 
 def _name(path: Path) -> str:
