@@ -224,8 +224,8 @@ ATTESTED: dict[str, tuple[Callable[[Enemy], object], type[VtrainError], str]] = 
         lambda e: e.attest(lambda m: m["predicate"].update(head=e.note(7, other_leaves(e)))), EquivocationError,
         "not the transcript's last",
     ),
-    "of fewer steps": (lambda e: e.attest(lambda m: m["predicate"].update(steps=5)), MalformedRunError, "number of"),
-    "of another job": (lambda e: e.attest(lambda m: m["predicate"].update(job="x")), MalformedRunError, "another job"),
+    "of fewer steps": (lambda e: e.attest(lambda m: m["predicate"].update(steps=5)), MalformedRunError, "run: steps"),
+    "of another job": (lambda e: e.attest(lambda m: m["predicate"].update(job="x")), MalformedRunError, "run: job"),
     "without a head": (lambda e: e.attest(lambda m: m["predicate"].pop("head")), TranscriptError, "head"),
     "by another key": (lambda e: attested_by(e, keys.generate()), SignatureError, "0 of 1 signatures by key"),
     "by a key that borrows the id": (lambda e: borrowed(e), SignatureError, "not by key"),
@@ -290,4 +290,4 @@ def test_runs_of_one_key_are_not_mixed(run: Path, tmp_path: Path) -> None:
     """A whole history of another job, under this run's name for it."""
     other = copied(honest("ternary16"), tmp_path / "other")
     (run / "transcript.jsonl").write_bytes((other / "transcript.jsonl").read_bytes())
-    refused(run, TranscriptError, "is of another job")
+    refused(run, TranscriptError, "is of another run")

@@ -74,7 +74,7 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Any]], object], type[VtrainError]]] 
     "head of another root": (other_note, ProofError),
     "head changed": (lambda v: v.update(head=v["head"].replace("\n7\n", "\n8\n")), SignatureError),
     "no head": (lambda v: v.update(head=None), TranscriptError),
-    "another format": (lambda v: v.update(format="vtrain-step-proof-v2"), VersionError),
+    "another format": (lambda v: v.update(format="vtrain-step-proof-v1"), VersionError),
     "no format": (lambda v: v.pop("format"), VersionError),
     "unknown field": (lambda v: v.update(extra=1), MalformedRunError),
     "missing field": (lambda v: v.pop("path"), MalformedRunError),
