@@ -163,7 +163,7 @@ def test_another_class_with_the_same_bits_is_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "names"),
     [(lambda: nn.Linear(3, 2, bias=False), "model/bias"), (lambda: nn.Sequential(nn.Linear(3, 2)), "model/0.bias"),
-     (lambda: nn.Linear(3, 4), "model/bias")],
+     (lambda: nn.Linear(3, 4), "model/weight")],
 )  # fmt: skip
 def test_another_structure_is_refuted_by_its_names(tmp_path: Path, initial: str, model: Any, names: str) -> None:
     verdict = replayed(looped(tmp_path / "run"), model=model, initial=initial)
