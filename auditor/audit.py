@@ -39,6 +39,7 @@ from vtrain.engine.backend import environment
 from vtrain.engine.task import check_data
 from vtrain.errors import JobError, Refuted, UsageError
 from vtrain.job import Job, job_digest
+from vtrain.store import canonical
 from vtrain.store.atomic import storage_errors
 
 __all__ = ["Found", "Request", "Segment", "audit", "chosen", "sample", "segments"]
@@ -127,6 +128,7 @@ def audit(request: Request, on_step: OnStep, on_plan: Callable[[int], None]) -> 
             evidence = open_run(request.run, request.key)
             evidence.require_complete()
         verdict = begin(evidence, environment())
+        verdict.job_pinned = request.job is not None
         if request.job is not None and not _same_job(request.job, evidence, verdict):
             return verdict
         if request.job is None and isinstance(evidence.job, Job):
@@ -217,7 +219,7 @@ def _plan(request: Request, evidence: Evidence, verdict: Verdict, nonce: str) ->
         count = size_for_confidence(len(everything), request.confidence)
     if not count:
         return everything
-    verdict.drawn = drawn(len(everything), count, evidence.notes[-1], nonce)
+    verdict.drawn = drawn(len(everything), count, evidence.head_digest, nonce)
     verdict.sampled, verdict.nonce = count, nonce
     verdict.notes.append(f"segments drawn with nonce {nonce}")
     return [everything[number] for number in verdict.drawn]
@@ -228,6 +230,7 @@ def _header(request: Request, evidence: Evidence, verdict: Verdict, nonce: str) 
     mine = b"" if request.job is None else job_digest(request.job.canonical())
     return {
         "job": heads.job_text(evidence.digest),
+        "run": heads.run_text(evidence.run),
         "head": evidence.notes[-1],
         "nonce": nonce,
         "environment": verdict.environment,
@@ -294,24 +297,25 @@ def _judge(verdict: Verdict, done: Sequence[Found]) -> None:
 
 
 def _same_job(mine: Job, evidence: Evidence, verdict: Verdict) -> bool:
-    """Compare the client's job with the run's; digests that the client left open are not compared."""
+    """Compare the client's job with the run's, as canonical bytes, but for digests that the client left open."""
     theirs = evidence.job
     if not isinstance(theirs, Job):
         raise JobError(f"{evidence.layout.root}: was recorded around a loop, not trained from a job file")
-    for key, wanted, found in _differences(json.loads(mine.canonical()), json.loads(theirs.canonical()), ""):
-        if wanted or not f"{key}.".startswith(_OPEN_DIGESTS):
-            verdict.refute(Refuted(0, "job", f"{key} is {found!r} in the run, {wanted!r} in the client's job"))
-            return False
+    for path, wanted, found in canonical.differences(json.loads(mine.canonical()), json.loads(theirs.canonical())):
+        if _is_open(path, wanted, mine):
+            continue
+        what = f"{'.'.join(path)} is {found or 'missing'} in the run, {wanted or 'missing'} in the client's job"
+        verdict.refute(Refuted(0, "job", what))
+        return False
     return True
 
 
-# What a client may leave for the trainer to fill in; what it says of the program, the auditor's own copy is held to.
-_OPEN_DIGESTS = ("program.sha256.", "program.files.", "program.distribution.", "data.digest.", "optable.")
+# What a client may leave for the trainer to fill in, by writing nothing there.
+_OPEN_DIGESTS = (("program", "sha256"), ("program", "distribution"), ("data", "digest"), ("optable",))
 
 
-def _differences(mine: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for key in sorted({*mine, *theirs}):
-            yield from _differences(mine.get(key), theirs.get(key), f"{path}.{key}" if path else key)
-    elif mine != theirs:
-        yield path, mine, theirs
+def _is_open(path: tuple[str, ...], wanted: str, mine: Job) -> bool:
+    """Whether the client left this open; what the run says of the program, the auditor's own copy is held to."""
+    if path[:2] == ("program", "files"):
+        return not mine.program.files or wanted == '""'
+    return path in _OPEN_DIGESTS and wanted == '""'

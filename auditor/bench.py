@@ -20,6 +20,7 @@ from vtrain.engine.loop import Loop
 from vtrain.engine.task import Task, check_data
 from vtrain.errors import CheckpointError, MalformedRunError, ProgramError, Refuted, UnsupportedError, UsageError
 from vtrain.job import Job
+from vtrain.store import canonical
 from vtrain.store.atomic import storage_errors
 
 
@@ -73,7 +74,8 @@ class Bench:
         """
         found = Found(segment)
         # Bound to the segment, so that it is the same whoever replays which one, and to what the trainer can't know.
-        seed = f"vtrain-examine-v1\n{self._nonce}\n{segment.start}:{segment.last}\n{self.evidence.notes[-1]}".encode()
+        place = f"{segment.start}:{segment.last}\n{self.evidence.head_digest}"
+        seed = f"vtrain-examine-v2\n{self._nonce}\n{place}".encode()
         replayer = Replayer(self.evidence, self.job.policy.scalar_ulps, repairs, seed)
         found.counts = replayer.counts
         loop = Loop(replayer, self.job.policy, self.job.train.seed)
@@ -165,8 +167,8 @@ def replay_in_worker(segment: Segment, work: Work) -> Found:
 def _open(work: Work) -> Bench:
     torch.set_num_threads(work.environment["threads"])
     mine = environment()
-    if differ := sorted(k for k in {*mine, *work.environment} if mine.get(k) != work.environment.get(k)):
-        what = "; ".join(f"{k} is {mine.get(k)!r}, the auditor's {work.environment.get(k)!r}" for k in differ)
+    if differ := list(canonical.differences(mine, work.environment)):
+        what = "; ".join(f"{'.'.join(k)} is {a or 'missing'}, the auditor's {b or 'missing'}" for k, a, b in differ)
         raise UnsupportedError(f"a worker is not like the auditor's machine, which the verdict names: {what}"[:2000])
     evidence = open_run(work.run, None if work.key_pem is None else keys.load_public(work.key_pem))
     if evidence.notes[-1] != work.note:  # the head covers the job and every leaf

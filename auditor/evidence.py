@@ -4,10 +4,11 @@ What opening checks, in this order:
 
 1. The tree holds only plain files and directories under known names, no links (``layout.check_tree``).
 2. ``job.json`` is the canonical text of a job of a version that this release reads.
-3. The trainer's key: the one that the auditor expects, or the run's own, which then is *not* authenticated.
-4. ``transcript.jsonl``: canonical lines; leaves of the steps 0, 1, 2, ... without a gap; every head signed by that key,
-   of this job, and the head of exactly the leaves before it (so all heads are consistent, RFC 6962 §2.1.2).
-5. ``attestation.json``, where the run is complete: signed by the key, about the last head's model file.
+3. ``run.json``: canonical, of this job; what it says of a loop's initial state is what leaf 0 commits to.
+4. The trainer's key: the one that the auditor expects, or the run's own, which then is *not* authenticated.
+5. ``transcript.jsonl``: canonical lines; leaves of the steps 0, 1, 2, ... without a gap; every head signed by that key,
+   of this run and job, and the head of exactly the leaves before it (so all heads are consistent, RFC 6962 §2.1.2).
+6. ``attestation.json``, where the run is complete: signed by the key, about the last head's model file.
 
 What is not checked here: the content of log, checkpoints and programs. ``Evidence.log``, ``.checkpoint`` and ``.sites``
 compare each with its leaf when it is used, and ``auditor.verify`` all of them. ``Evidence.require_complete`` reads the
@@ -45,11 +46,14 @@ from vtrain.errors import (
     SignatureError,
     TranscriptError,
     UnsupportedError,
+    VersionError,
 )
 from vtrain.job import MAX_BYTES as MAX_JOB_BYTES
 from vtrain.job import Job, LoopJob, job_digest, parse_canonical
 from vtrain.store import canonical, transcript
 from vtrain.store.checkpoint import MAX_FILE_BYTES, read_checkpoint, scan_checkpoint
+from vtrain.store.identity import MAX_BYTES as MAX_IDENTITY_BYTES
+from vtrain.store.identity import Identity, parse_identity
 from vtrain.store.layout import MAX_PROGRAM_BYTES, Layout, check_tree, safe_open, step_name
 from vtrain.store.logformat import OFFSETS, step_digest
 from vtrain.store.steplog import COLUMNS, SITE_COLUMNS, StepLog
@@ -74,6 +78,7 @@ class Evidence:
         layout: where it is.
         job: what was to be trained.
         digest: the job's digest, 32 bytes.
+        identity: what the run says that it is.
         key: the key that its heads are signed with.
         pinned: whether the auditor brought that key.
         leaves: one a step that a head covers; number 0 is the initialisation.
@@ -86,6 +91,7 @@ class Evidence:
     layout: Layout
     job: Job | LoopJob
     digest: bytes
+    identity: Identity
     key: Ed25519PublicKey
     pinned: bool
     leaves: list[Leaf]
@@ -97,6 +103,16 @@ class Evidence:
     _segment: SegmentLog | None = field(default=None, repr=False)
     _programs: dict[str, list[str]] = field(default_factory=dict, repr=False)
     _bounds: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
+
+    @property
+    def run(self) -> bytes:
+        """The digest of its identity, which every head names, 32 bytes."""
+        return self.identity.digest
+
+    @property
+    def head_digest(self) -> str:
+        """How the last head is named: SHA-256, hex, of what its signature is over."""
+        return heads.head_digest(self.notes[-1])
 
     @property
     def last_step(self) -> int:
@@ -299,12 +315,25 @@ def open_run(path: Path, expected_key: Ed25519PublicKey | None = None) -> Eviden
         data = handle.read(MAX_JOB_BYTES + 1)
     job = parse_canonical(data, canonical.loads(data, where="job.json", floats=True), "job.json")
     digest = job_digest(data)
+    identity = _identity(layout, job, digest)
     key = _key(layout, expected_key)
-    leaves, found, notes, tree = _transcript(layout, key, digest, _most_lines(job))
-    evidence = Evidence(layout, job, digest, key, expected_key is not None, leaves, found, tree, notes)
+    leaves, found, notes, tree = _transcript(layout, key, digest, identity.digest, _most_lines(job))
+    if identity.loop is not None and identity.loop.state != leaves[0].state:
+        raise MalformedRunError("run.json: its initial state is not the one that the leaf of step 0 commits to")
+    evidence = Evidence(layout, job, digest, identity, key, expected_key is not None, leaves, found, tree, notes)
     if layout.attestation.exists():
         evidence.attestation = _attestation(evidence)
     return evidence
+
+
+def _identity(layout: Layout, job: Job | LoopJob, digest: bytes) -> Identity:
+    if not os.path.lexists(layout.identity):
+        raise VersionError(f"{layout.root}: no run.json: made by an earlier release; this one reads runs that have it")
+    with safe_open(layout.root, "run.json", max_bytes=MAX_IDENTITY_BYTES) as handle:
+        found = parse_identity(handle.read(MAX_IDENTITY_BYTES + 1), heads.job_text(digest))
+    if (found.loop is not None) != isinstance(job, LoopJob):
+        raise MalformedRunError("run.json: describes a loop where its job is none, or none where it is one")
+    return found
 
 
 def _key(layout: Layout, expected: Ed25519PublicKey | None) -> Ed25519PublicKey:
@@ -327,7 +356,7 @@ def _most_lines(job: Job | LoopJob) -> int:
 
 
 def _transcript(
-    layout: Layout, key: Ed25519PublicKey, digest: bytes, max_lines: int
+    layout: Layout, key: Ed25519PublicKey, digest: bytes, run: bytes, max_lines: int
 ) -> tuple[list[Leaf], list[heads.Head], list[str], merkle.Tree]:
     """Leaves up to the last head, the heads, their notes, and the tree over the leaves."""
     leaves: list[Leaf] = []
@@ -342,8 +371,8 @@ def _transcript(
         if value.keys() != {"type", "note"} or not isinstance(value["note"], str):
             raise TranscriptError(f"head after step {len(leaves) - 1}: expected a note")
         head = heads.open_head(value["note"], key, KEY_NAME)
-        if head.job_digest != digest:
-            raise TranscriptError(f"head of size {head.size}: is of another job")
+        if (head.job_digest, head.run) != (digest, run):
+            raise TranscriptError(f"head of size {head.size}: is of another {'run' if head.run != run else 'job'}")
         if head.size != len(leaves):
             raise TranscriptError(f"head of size {head.size} after {len(leaves)} leaves")
         if found and head.size == found[-1].size:
@@ -367,8 +396,11 @@ def _attestation(evidence: Evidence) -> dict[str, Any]:
     found = statement.open_statement(envelope, evidence.key, RUN_PREDICATE)
     predicate, subject = found["predicate"], found["subject"][0]
     name = f"checkpoints/{step_name(evidence.last_step)}/model.safetensors"
-    if predicate.get("job") != heads.job_text(evidence.digest) or predicate.get("steps") != evidence.last_step:
-        raise MalformedRunError("attestation.json: is about another job or another number of steps")
+    wanted = {
+        "job": heads.job_text(evidence.digest), "run": heads.run_text(evidence.run), "steps": evidence.last_step
+    }  # fmt: skip
+    if differ := list(canonical.differences({name: predicate.get(name) for name in wanted}, wanted)):
+        raise MalformedRunError(f"attestation.json: is about another run: {', '.join(path[0] for path, *_ in differ)}")
     note = predicate.get("head")
     head = heads.open_head(note if isinstance(note, str) else "", evidence.key, KEY_NAME)
     if head != evidence.heads[-1]:

@@ -28,7 +28,7 @@ from vtrain.store.layout import safe_open
 if TYPE_CHECKING:
     from auditor.bench import Found
 
-FORMAT = "vtrain-audit-progress-v2"
+FORMAT = "vtrain-audit-progress-v3"
 MAX_FILE_BYTES = 4 << 30
 _BEGIN = b'{"sha256":"'
 
@@ -113,9 +113,11 @@ class Progress:
             fsync_dir(self._path.absolute().parent)
             self.header = header
             return
-        differ = list(_differing(self.header, header, ""))
+        differ = list(canonical.differences(self.header, header))
         if differ:
-            what = "; ".join(f"{k} was {str(a)[:80]!r}, is {str(b)[:80]!r}" for k, a, b in differ[:5])
+            what = "; ".join(
+                f"{'.'.join(k)} was {a[:80] or 'missing'}, is {b[:80] or 'missing'}" for k, a, b in differ[:5]
+            )
             raise ProgressError(f"{self._path}: was begun for another audit: {what}")
 
     def add(self, found: Found) -> None:
@@ -165,14 +167,6 @@ def _opened(line: bytes) -> dict[str, Any]:
     if line != _line(value["value"]):
         raise ValueError("another SHA-256, or no newline")
     return dict(value["value"])
-
-
-def _differing(old: Any, new: Any, path: str) -> Any:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differing(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield path, old, new
 
 
 def to_json(found: Found) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Proofs that a step is in a run, which others check without the run (protocol §5). Imports neither torch nor zarr.
 
 A proof is canonical JSON: ``format``, the step's ``leaf`` as the transcript has it, the inclusion ``path`` (hex) and
-the signed ``head`` that it leads to. Whoever has the trainer's key needs nothing else: the head covers the job.
+the signed ``head`` that it leads to. Whoever has the trainer's key needs nothing else: the head covers job and run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vtrain.store import canonical
 from vtrain.store.address import Url
 from vtrain.store.transcript import MAX_LINE_BYTES
 
-FORMAT = "vtrain-step-proof-v1"
+FORMAT = "vtrain-step-proof-v2"
 # A leaf, a note, and at most 64 hashes.
 MAX_PROOF_BYTES = MAX_LINE_BYTES + 2 * heads.MAX_NOTE_BYTES + (1 << 14)
 _FIELDS = {"format", "leaf", "path", "head"}
@@ -62,7 +62,7 @@ def check(data: bytes, key: Ed25519PublicKey) -> Proved:
     2. The head is signed by the key.
     3. The leaf is one, and the path leads from it to the head's root at its step's place.
 
-    What is not checked: which job it is (``Proved.head.job_digest``), and that the step was computed as it says.
+    What is not checked: which job and run it is (``Proved.head``), and that the step was computed as it says.
 
     Raises:
         MalformedRunError: rule 1 (VersionError for another version).

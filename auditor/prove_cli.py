@@ -36,10 +36,13 @@ def prove(run: Path | Url | None, step: int | None, proof: Path | Url | None, tr
         if key is None:
             raise UsageError("--check needs --trainer-key: what anybody may have signed proves nothing")
         from auditor.prove import MAX_PROOF_BYTES, check, read_bounded
-        from vtrain.commit.heads import job_text
+        from vtrain.commit.heads import job_text, run_text
 
         found = check(read_bounded(proof, MAX_PROOF_BYTES), key)
-        head = {"job": job_text(found.head.job_digest), "size": found.head.size, "root": found.head.root.hex()}
+        head = {
+            "job": job_text(found.head.job_digest), "run": run_text(found.head.run), "size": found.head.size,
+            "root": found.head.root.hex(),
+        }  # fmt: skip
         print_json({"result": "proved", "key": keys.key_id(key), "head": head, "leaf": found.leaf.to_json()})
         return
     if run is None or step is None:

@@ -5,7 +5,7 @@ It needs no run, no data, no model code and no trust in either side:
 1. The record is bounded and of a known version (``record.parse_record``).
 2. The run: the head is signed by the trainer's key and of the record's job; the leaf of the disputed step is in its
    tree.
-3. Both sides signed a trace root of that step of that run, before they saw the other's.
+3. Both sides signed a trace root of that step of that run in one dispute, each in its own part.
 4. Both events are number ``event`` of their traces, and all events before are the same in both: what led to this
    operation is agreed.
 5. Both events are of one result: the same operation, definition and operands; only the outputs differ.
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.dispute.commitment import columns_digest, decode_columns, open_commitment
+from auditor.dispute.commitment import CHALLENGER, RESPONDER, columns_digest, decode_columns, open_commitment
 from auditor.dispute.exact import Exact, evaluate, within
 from auditor.dispute.record import SIDES, Record, parse_record
 from auditor.dispute.terms import Index, terms
@@ -41,6 +41,7 @@ from vtrain.errors import JobError, KeyFileError, ProofError, SignatureError
 from vtrain.rounding.formats import Format, format_by_name
 
 BENIGN, REFUTED = "benign", "refuted"
+_PARTS = {"run": RESPONDER, "other": CHALLENGER}
 _CONTAINERS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -72,7 +73,9 @@ class Finding:
     Attributes:
         result: ``benign`` or ``refuted``.
         wrong: the sides with a value outside the bound: ``run``, ``other`` or both.
-        job: the job's digest, hex; step, event: where.
+        job: the job's digest, hex.
+        run: the digest of the run's identity, hex.
+        step, event: where.
         site: the result's operation, format and shape.
         elements: the disputed elements that were judged.
         disputed: how many there are, as the challenger says.
@@ -84,6 +87,7 @@ class Finding:
     result: str
     wrong: tuple[str, ...]
     job: str
+    run: str
     step: int
     event: int
     site: str
@@ -96,9 +100,9 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """For machines; numbers as text, hexadecimal where bits matter."""
         return {
-            "result": self.result, "wrong": list(self.wrong), "job": self.job, "step": self.step, "event": self.event,
-            "site": self.site, "disputed": self.disputed, "keys": dict(self.keys), "answered": self.answered,
-            "decisions": self.decisions,
+            "result": self.result, "wrong": list(self.wrong), "job": self.job, "run": self.run, "step": self.step,
+            "event": self.event, "site": self.site, "disputed": self.disputed, "keys": dict(self.keys),
+            "answered": self.answered, "decisions": self.decisions,
             "elements": [
                 {
                     "index": e.index, "run": e.run.hex(), "other": e.other.hex(), "exact": repr(e.exact),
@@ -141,8 +145,8 @@ def _finding(
 ) -> Finding:  # fmt: skip
     ids = {name: keys.key_id(key) for name, key in public.items()}
     return Finding(
-        REFUTED if wrong else BENIGN, wrong, record.job, record.step, record.event, what, elements,
-        record.disputed, ids, ids["run"] == ids["trainer"], _decisions(record),
+        REFUTED if wrong else BENIGN, wrong, record.job, heads.peek_head(record.note).run.hex(), record.step,
+        record.event, what, elements, record.disputed, ids, ids["run"] == ids["trainer"], _decisions(record),
     )  # fmt: skip
 
 
@@ -173,17 +177,23 @@ def _check_run(record: Record, key: Ed25519PublicKey) -> None:
 def _events(record: Record, public: Mapping[str, Ed25519PublicKey]) -> dict[str, Event]:
     """Both sides' events, proved to be number ``event`` of traces that agree before it."""
     found = {}
-    note = heads.note_digest(record.note)
+    head = heads.head_digest(record.note)
+    sessions = set()
     for name in SIDES:
         side = record.sides[name]
         commitment = open_commitment(side.commitment, public[name])
-        if (commitment.job, commitment.step, commitment.note) != (record.job, record.step, note):
+        if (commitment.job, commitment.step, commitment.head) != (record.job, record.step, head):
             raise ProofError(f"record: side {name!r} committed to another job, step or run")
+        if commitment.side != _PARTS[name]:
+            raise ProofError(f"record: side {name!r} committed as {commitment.side}")
+        sessions.add(commitment.session)
         root = bytes.fromhex(commitment.root)
         leaf = merkle.leaf_hash(side.event)
         merkle.verify_inclusion(record.event, commitment.size, leaf, side.inclusion, root)
         merkle.verify_consistency(record.event, commitment.size, record.prefix, root, side.consistency)
         found[name] = parse_event(side.event)
+    if len(sessions) != 1:
+        raise ProofError("record: the two sides committed in two disputes")
     return found
 
 

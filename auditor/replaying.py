@@ -19,8 +19,9 @@ from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer
+from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.optable import table_digest
-from vtrain.errors import IncompleteRunError, Refuted, UsageError, VersionError
+from vtrain.errors import CheckpointError, IncompleteRunError, Refuted, UsageError, VersionError
 from vtrain.job import LoopJob
 
 
@@ -100,14 +101,32 @@ class replay:
             if found.what == "state" and isinstance(self._model, torch.nn.Module):
                 self._verdict.notes.append(_OTHER_WEIGHTS)
             self._loop.initialise(self._model, self._optimizer, count=False)
+        self._verdict.notes += self._unlike()
         return self._run
+
+    def _unlike(self) -> list[str]:
+        """How the loop here differs from what the run says of the trainer's, for people: its bits are what decides."""
+        theirs = self._evidence.identity.loop
+        assert theirs is not None
+        mine = loop_facts(self._loop.model, self._loop.optimizer, theirs.state)
+        notes = []
+        if differ := mine.unlike(theirs):
+            notes.append(f"not the classes that the run names: {'; '.join(differ[:5])}{' ...' if differ[5:] else ''}")
+        if files := mine.other_sources(theirs):
+            names = ", ".join(repr(name) for name in files[:10])
+            notes.append(f"source files that are not the trainer's: {names}{' ...' if files[10:] else ''}")
+        return notes
 
     def _begin(self) -> None:
         if self._initial == "own":
             self._loop.initialise(self._model, self._optimizer)
             return
         self._loop.initialise(self._model, self._optimizer, count=False)
-        state.restore(self._evidence.checkpoint(0), self._loop.model, self._loop.optimizer)
+        files = self._evidence.checkpoint(0)
+        try:
+            state.restore(files, self._loop.model, self._loop.optimizer)
+        except CheckpointError as error:  # it is what the trainer committed to, and not of this model
+            raise Refuted(0, "state", str(error)) from error
         self._loop.resume_at(0)
         self._verdict.notes.append("the initial state was taken from the run, not made again")
 

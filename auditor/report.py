@@ -100,6 +100,7 @@ def _run(evidence: Evidence, checks: list[Check]) -> dict[str, Any]:
     name, sha256 = evidence.subject
     return {
         "job": heads.job_text(evidence.digest),
+        "run": heads.run_text(evidence.run),
         "job_lines": report_facts.job_lines(evidence.job),
         "trainer_key": keys.key_id(evidence.key),
         "pinned": evidence.pinned,

@@ -1,8 +1,9 @@
 """Which segments an audit replays, and how likely a sample meets a cheat (protocol §7). Imports no torch.
 
-A sample is drawn without replacement by a Philox permutation under the seed SHA-256("vtrain-sample-v1\\n" + nonce +
-"\\n" + note), its first 16 bytes as a little-endian integer. The trainer signed the note before the auditor told its
-nonce, so the trainer can't foresee the draw; and whoever has a verdict, which names both, can repeat it
+A sample is drawn without replacement by a Philox permutation under the seed SHA-256("vtrain-sample-v2\\n" + nonce +
+"\\n" + head), its first 16 bytes as a little-endian integer; the head is named by ``heads.head_digest``, in which no
+signature is, so that nobody can try signatures until the draw suits. The trainer signed the head before the auditor
+told its nonce, so the trainer can't foresee the draw; and whoever has a verdict, which names both, can repeat it
 (``check_draw``).
 """
 
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vtrain.errors import MalformedRunError, UsageError
+from vtrain.commit.heads import head_digest
+from vtrain.errors import MalformedRunError, TranscriptError, UsageError
 from vtrain.random import StreamKey, permutation
 
 if TYPE_CHECKING:
@@ -100,8 +102,13 @@ def check_nonce(nonce: str) -> None:
         raise UsageError(f"nonce of {len(nonce)} characters; want at most {MAX_NONCE}, printable, in one line")
 
 
-def drawn(total: int, count: int, note: str, nonce: str) -> list[int]:
+def drawn(total: int, count: int, head: str, nonce: str) -> list[int]:
     """Numbers of the ``count`` of ``total`` segments that the rule above draws, ascending, from 0.
+
+    Args:
+        total, count: segments in all, and to draw.
+        head: digest of the last head, hex (``heads.head_digest``).
+        nonce: the auditor's.
 
     Raises:
         UsageError: fewer than one, or more than there are; or as ``check_nonce``.
@@ -109,18 +116,18 @@ def drawn(total: int, count: int, note: str, nonce: str) -> list[int]:
     if not 1 <= count <= total:
         raise UsageError(f"sample of {count} segments; want 1 to {total}")
     check_nonce(nonce)
-    digest = hashlib.sha256(f"vtrain-sample-v1\n{nonce}\n{note}".encode()).digest()
+    digest = hashlib.sha256(f"vtrain-sample-v2\n{nonce}\n{head}".encode()).digest()
     order = permutation(StreamKey(int.from_bytes(digest[:16], "little"), "audit-sample"), 0, 0, total)
     return sorted(order[:count].tolist())
 
 
-def sample(all_segments: Sequence[Segment], count: int, note: str, nonce: str) -> list[Segment]:
+def sample(all_segments: Sequence[Segment], count: int, head: str, nonce: str) -> list[Segment]:
     """``count`` segments at random, from the signed head and the auditor's nonce: nobody could foresee the draw.
 
     Raises:
         UsageError: as ``drawn``.
     """
-    return [all_segments[i] for i in drawn(len(all_segments), count, note, nonce)]
+    return [all_segments[i] for i in drawn(len(all_segments), count, head, nonce)]
 
 
 def share(text: str, option: str) -> Fraction:
@@ -214,8 +221,8 @@ def check_draw(
     if nonce is not None and own != nonce:
         raise UsageError(f"the verdict's nonce is {own[:100]!r}; want {nonce[:100]!r}")
     try:
-        wanted = drawn(total, count, predicate["head"], own)
-    except UsageError as error:
+        wanted = drawn(total, count, head_digest(predicate["head"]), own)
+    except (UsageError, TranscriptError) as error:
         raise MalformedRunError(f"verdict: {error}") from error
     if found != wanted:
         raise MalformedRunError(f"verdict: segments {found[:20]} drawn; nonce and head give {wanted[:20]}")
@@ -243,7 +250,7 @@ def _draw_of(predicate: Mapping[str, Any]) -> tuple[list[int], int, int, str]:
 
 
 def _same_steps(predicate: Mapping[str, Any], total: int, numbers: Sequence[int], evidence: Evidence) -> None:
-    if predicate["head"] != evidence.notes[-1]:
+    if head_digest(predicate["head"]) != evidence.head_digest:
         raise MalformedRunError("verdict: its head is not the run's last one")
     everything = segments(evidence)
     if total != len(everything):

@@ -20,7 +20,7 @@ from vtrain.store.objects import write
 if TYPE_CHECKING:
     from auditor.replayer import Counts
 
-VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v1"
+VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v2"
 VERIFIED, REFUTED, UNFINISHED = "verified", "refuted", "unfinished"
 MOST_GROUPS = 500  # of steps, whose corrections a verdict tells apart
 SHARES = (0.01, 0.05, 0.1, 0.5)
@@ -45,6 +45,8 @@ class Verdict:
         result: ``verified`` or ``refuted``; ``unfinished`` while a recorded loop is being replayed, and for good where
             it ends before the run does without a difference.
         job: the job's digest, as text.
+        job_pinned: whether the auditor compared it with a job of its own; else it is what the run says.
+        run: the digest of the run's identity, as text: two runs of one job have two.
         head: the signed note of the last head.
         key_id: of the trainer's key.
         key_pinned: whether the auditor knew that key beforehand.
@@ -74,6 +76,7 @@ class Verdict:
 
     result: str
     job: str
+    run: str
     head: str
     key_id: str
     key_pinned: bool
@@ -100,6 +103,7 @@ class Verdict:
     nonce: str = ""
     drawn: list[int] = field(default_factory=list)
     program: dict[str, Any] | None = None
+    job_pinned: bool = False
 
     @property
     def verified(self) -> bool:
@@ -155,6 +159,8 @@ class Verdict:
         return {
             "result": self.result,
             "job": self.job,
+            "jobPinned": self.job_pinned,
+            "run": self.run,
             "head": self.head,
             "trainerKey": {"id": self.key_id, "pinned": self.key_pinned},
             "steps": self.steps,
@@ -219,7 +225,8 @@ class Verdict:
                 for q, p in self.detection.items()
             )
             lines.append(f"  detection       at least {odds}")
-        lines.append(f"  job             {self.job}")
+        lines.append(f"  job             {self.job} ({'as expected' if self.job_pinned else 'taken from the run'})")
+        lines.append(f"  run             {self.run}")
         if self.program is not None:
             files, digest = self.program["files"], self.program["filesDigest"]
             lines.append(f"  program         {self.program['entry']}, SHA-256 {self.program['sha256'][:16]}")
@@ -248,6 +255,7 @@ def begin(evidence: Evidence, environment: dict[str, Any]) -> Verdict:
     verdict = Verdict(
         result=VERIFIED,
         job=heads.job_text(evidence.digest),
+        run=heads.run_text(evidence.run),
         head=evidence.notes[-1],
         key_id=keys.key_id(evidence.key),
         key_pinned=evidence.pinned,

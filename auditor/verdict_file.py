@@ -3,7 +3,8 @@
 1. At most ``MAX_ENVELOPE_BYTES``; a DSSE envelope around canonical JSON: an in-toto statement with a verdict.
 2. Its signature is by the auditor's key, where that is known. Where it isn't, nothing says who wrote it.
 3. Each known field has its type and size, and they agree: a verified run has no first bad step, for example.
-4. It is about the run at hand: the job, the last head under the trainer's key, the steps and the model file.
+4. It is about the run at hand: the job, the run's identity, the last head under the trainer's key, the steps and the
+   model file.
 
 What is not checked: that it is true. Fields that this release does not know are passed over; ``unknown`` names them.
 """
@@ -152,6 +153,8 @@ class Predicate(_Known):
 
     result: Literal["verified", "refuted"]
     job: Text
+    jobPinned: bool
+    run: Text
     head: Annotated[str, Field(max_length=heads.MAX_NOTE_BYTES)]
     trainerKey: TrainerKey
     steps: Count
@@ -228,7 +231,7 @@ class _Statement(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
     subject: list[_Subject] = Field(min_length=1, max_length=1)
-    predicateType: Literal["https://vtrain.dev/attestation/verdict/v1"]
+    predicateType: Literal["https://vtrain.dev/attestation/verdict/v2"]
     predicate: Predicate
 
 
@@ -260,6 +263,7 @@ def read_verdict(path: Path | Url, evidence: Evidence, auditor_key: Ed25519Publi
     Raises:
         UsageError: the file can't be read.
         VerdictFileError: malformed, or about another run.
+        VersionError: of another version.
         SignatureError: not signed by that key.
         MalformedRunError: no envelope or statement of the form wanted.
     """
@@ -283,6 +287,8 @@ def _parse(data: bytes) -> tuple[_Envelope, _Statement, dict[str, Any]]:
         raw = statement.strict_json(payload, "verdict: statement")
         if rfc8785.dumps(raw) != payload:
             raise VerdictFileError("verdict: the statement is not canonical JSON (RFC 8785)")
+        if isinstance(raw, dict) and isinstance(raw.get("predicateType"), str):
+            statement.check_predicate_type(raw["predicateType"], VERDICT_PREDICATE)
         return envelope, _Statement.model_validate_json(payload), raw
     except ValidationError as error:
         raise VerdictFileError(str(explain(error, "verdict"))[:2000]) from error
@@ -293,6 +299,7 @@ def _parse(data: bytes) -> tuple[_Envelope, _Statement, dict[str, Any]]:
 def _about(found: Predicate, subject: _Subject, evidence: Evidence) -> None:
     pairs = {
         "job": (found.job, heads.job_text(evidence.digest)),
+        "identity": (found.run, heads.run_text(evidence.run)),
         "trainer's key": (found.trainerKey.id, keys.key_id(evidence.key)),
         "last step": (found.steps, evidence.last_step),
         "model": ((subject.name, subject.digest.sha256), evidence.subject),

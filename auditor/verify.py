@@ -1,6 +1,6 @@
 """Everything about a run that can be checked without repeating it (protocol §4-7). Imports no torch.
 
-1. - 5. Layout, job, key, transcript with signed heads, attestation: see ``auditor.evidence``.
+1. - 5. Layout, job, run's identity, key, transcript with signed heads, attestation: see ``auditor.evidence``.
 6. The run is complete: as many steps as the job promises, and attested; the attested file holds the committed state.
 7. Every program file has the SHA-256 that leaves name it by, and names sites with shapes.
 8. Every step's rounding log is there, well-formed, and what the step's leaf commits to; nothing else is in the log.
@@ -63,13 +63,15 @@ def verify(
 
     Raises:
         MalformedRunError: the first rule that is broken.
-        EquivocationError: the head seen elsewhere is of another history.
+        EquivocationError: the head seen elsewhere is of another history of this run.
+        TranscriptError: it is of another run, or of more leaves than this one has.
         UsageError: the file of that head can't be read.
     """
     evidence = open_run(path, key)
     known = "as expected" if evidence.pinned else "the run's own: pass --trainer-key to pin it"
     checks = [
         Check("job", heads.job_text(evidence.digest)),
+        Check("run", heads.run_text(evidence.run)),
         Check("key", f"{keys.key_id(evidence.key)} ({known})"),
         Check("transcript", f"{len(evidence.leaves)} leaves under {len(evidence.heads)} consistent signed heads"),
     ]

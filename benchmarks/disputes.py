@@ -34,7 +34,7 @@ from vtrain.store import canonical
 from vtrain.store.writer import KEY_NAME
 
 TRAINER, AUDITOR = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2))
-JOB = hashlib.sha256(b"simulated").digest()
+JOB, RUN = (hashlib.sha256(what).digest() for what in (b"simulated", b"a run of it"))
 _HEX = "0" * 64
 
 
@@ -56,7 +56,7 @@ class SimulatedRun:
 
     @cached_property
     def notes(self) -> list[str]:
-        head = heads.Head(len(self.leaves), self.tree.root(), self.digest)
+        head = heads.Head(len(self.leaves), self.tree.root(), self.digest, RUN)
         return [heads.sign_head(head, TRAINER, KEY_NAME)]
 
     @property

@@ -43,6 +43,7 @@ class Keeper:
 
     Attributes:
         meta: gives what a checkpoint holds beyond tensors.
+        on_initial: called with the state digest of step 0 before anything of it is signed.
         on_step: called after each step with its values, for progress bars.
     """
 
@@ -54,6 +55,7 @@ class Keeper:
         self._pending: _Pending | None = None
         self._last: _Pending | None = None
         self.meta: Callable[[], dict[str, Any]] = dict
+        self.on_initial: Callable[[str], None] = lambda digest: None
         self.on_step: Callable[[StepEnd], None] = lambda done: None
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
@@ -139,5 +141,7 @@ class Keeper:
         else:
             tensors = state.as_bytes(files())
             leaf = replace(leaf, state=files_digest(tensors).text)
+            if leaf.step == 0:
+                self.on_initial(leaf.state)
             self._writer.step(leaf, pending.log, pending.program)
             self._writer.checkpoint(leaf.step, tensors, self.meta())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +15,13 @@ from trainer.keeper import Keeper
 from trainer.keys import trainer_key
 from vtrain.engine import state
 from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer, StepEnd
+from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.optable import table_digest
 from vtrain.errors import JobError, UsageError
 from vtrain.job import Job, LoopJob, job_digest
 from vtrain.policy import Policy
 from vtrain.store import canonical
+from vtrain.store.identity import LoopFacts
 from vtrain.store.layout import Layout
 from vtrain.store.writer import RunWriter, create
 
@@ -104,14 +107,38 @@ class record:
         writer = self._writer
         self._keeper = Keeper(self._policy, writer, self._every)
         self._keeper.meta = self._meta
+        self._keeper.on_initial = lambda digest: writer.identify(self._facts(digest))
         if self._on_step is not None:
             self._keeper.on_step = self._on_step
         self._loop = Loop(self._keeper, self._policy, self._seed)
         resuming = writer.checkpoint_step >= 0
         self._loop.initialise(self._model, self._optimizer, count=not resuming)
         if resuming:
+            self._check_same_loop()
             self._keeper.go_on(self._loop, self._extra)
         return Recording(self._loop)
+
+    def _facts(self, initial: str) -> LoopFacts:
+        return loop_facts(self._loop.model, self._loop.optimizer, initial)
+
+    def _check_same_loop(self) -> None:
+        """Refuse to go on with a run whose model or optimizer is another one; say which source files are.
+
+        Raises:
+            JobError: they have other classes than the run began with.
+        """
+        begun = self._writer.identity and self._writer.identity.loop
+        if not begun:
+            raise JobError(f"{self._path}: is the run of a job file; go on with `vtrain resume`")
+        now = self._facts(begun.state)
+        if differ := now.unlike(begun):
+            raise JobError(f"{self._path}: was begun with another loop: {'; '.join(differ[:5])}")
+        if files := now.other_sources(begun):
+            warnings.warn(
+                f"{self._path}: was begun with other files than now: {', '.join(files[:10])}. The run keeps the first "
+                "ones' digests, and an auditor has one version of each: what they do in steps must be the same",
+                stacklevel=4,
+            )
 
     def _meta(self) -> dict[str, Any]:
         return state.meta(self._loop.optimizer, self._extra)
@@ -139,5 +166,5 @@ def _check_same(layout: Layout, data: bytes) -> None:
     if there == data:
         return
     theirs, mine = (canonical.loads(text, where=str(layout.job), floats=True) for text in (there, data))
-    differ = [k for k in sorted({*theirs, *mine}) if theirs.get(k) != mine.get(k)]
-    raise JobError(f"{layout.root}: was begun as another job: {', '.join(differ)} differ")
+    differ = ", ".join(".".join(path) for path, _, _ in canonical.differences(theirs, mine))
+    raise JobError(f"{layout.root}: was begun as another job: {differ} differ")

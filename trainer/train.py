@@ -90,6 +90,7 @@ def _reread(data: bytes) -> Job:
 def _run(task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False) -> None:
     job = task.job
     try:
+        writer.identify(None)
         keeper = Keeper(job.policy, writer, job.train.checkpoint_every)
         loop = Loop(keeper, job.policy, job.train.seed)
         keeper.meta = lambda: state.meta(loop.optimizer, {})

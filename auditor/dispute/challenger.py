@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from auditor.dispute.commitment import Commitment
+from auditor.dispute.commitment import CHALLENGER, Commitment
 from auditor.dispute.difference import NOT_COMMITTED, Difference
 from auditor.dispute.messages import Message, seal
 from auditor.dispute.operation import Operation
@@ -61,8 +61,8 @@ class Challenger:
     ) -> None:  # fmt: skip
         self.rerun, self.key, self._channel = rerun, key, channel
         self.evidence = evidence = run or rerun.evidence
-        self._note = heads.note_digest(evidence.notes[-1])
-        self.talk = Conversation(evidence.digest.hex(), self._note, responder or evidence.key)
+        head = heads.head_digest(evidence.notes[-1])
+        self.talk = Conversation(evidence.digest.hex(), head, responder or evidence.key)
         self._agreed: dict[int, int] = {}  # a step, and how many of its events both sides have alike
         self._session = os.urandom(32).hex()
         self.ask("open", job=self.talk.job, head=evidence.notes[-1], key=keys.public_text(key))
@@ -120,7 +120,8 @@ class Challenger:
     def first_event(self, step: int) -> tuple[Trace, int] | None:
         """My trace of a step, and the number of the first event that differs; None if none does."""
         mine = self.rerun.trace(step, self._agreed.get(step, 0))
-        own = Commitment(self.talk.job, step, len(mine), mine.tree.root().hex(), self._note, self._repairs())
+        about = (self.talk.job, self.talk.head, self._session, CHALLENGER)
+        own = Commitment(*about, step, len(mine), mine.tree.root().hex(), self._repairs())
         self.ask("trace", step=step, commitment=own.sign(self.key))
         theirs = self.talk.traces[step]
 

@@ -257,18 +257,20 @@ def _transcript(data: bytes, trainer_key: Path | None, as_json: bool) -> None:
         raise UsageError("a transcript needs --trainer-key: the key that its answers must be signed with")
     lines = data.rstrip(b"\n").split(b"\n")
     opened = peek(lines[0]).content
-    note = heads.note_digest(str(opened.get("head")))
-    lost = check_transcript(lines, str(opened.get("job")), note, key)
+    note = str(opened.get("head"))
+    run = heads.run_text(heads.open_head(note, key, heads.KEY_NAME).run)  # signed: else there is no such run
+    lost = check_transcript(lines, str(opened.get("job")), heads.head_digest(note), key)
     trainer, challenger, job = keys.key_id(key), _challenger(opened), str(opened.get("job"))
     if as_json:
         print_json({
             "messages": len(lines), "forfeits": None if lost is None else lost.side, "why": lost.why if lost else "",
             "proved": lost is not None and lost.proved, "trainer": trainer, "challenger": challenger, "job": job,
-            "head": note,
+            "run": run, "head": heads.head_digest(note),
         })  # fmt: skip
     else:
         click.echo(f"{len(lines)} messages: {'nobody broke a rule' if lost is None else str(lost)}")
-        click.echo(f"  trainer     key {trainer[:16]}, job {printable(job[:16])}, head {note[:16]}")
+        click.echo(f"  trainer     key {trainer[:16]}, job {printable(job[:16])}")
+        click.echo(f"  run         {run}")
         click.echo(f"  challenger  key {challenger[:16]}, which the transcript brings: compare it with the auditor's")
         if lost is not None and not lost.proved:
             click.echo("  not proved: whoever handed this transcript on could have made it so; put the question again")

@@ -13,31 +13,38 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from vtrain.commit import keys
-from vtrain.commit.trace import MAX_EVENTS, TRACE_FORMAT
+from vtrain.commit.trace import MAX_EVENTS
 from vtrain.errors import ProofError, SignatureError
 
+COMMITMENT_FORMAT = "vtrain-commitment-v2"
+CHALLENGER, RESPONDER = "challenger", "responder"
 _HEX = re.compile(r"[0-9a-f]{64}")
-_CONTEXT = f"{TRACE_FORMAT}\n".encode()
+_CONTEXT = f"{COMMITMENT_FORMAT}\n".encode()
+_HASHES = ("job", "head", "root", "session", "repairs")
 
 
 @dataclass(frozen=True)
 class Commitment:
-    """A signed trace root.
+    """A signed trace root. It names the dispute and the part in it, so that it is worth nothing in another one.
 
     Attributes:
         job: the job's digest, hex.
+        head: digest of the run's last head, hex (``heads.head_digest``): which run it is about.
+        session: of the dispute, 64 hex digits.
+        side: ``challenger`` or ``responder``.
         step: number of the step.
         size: events in the trace.
         root: over their leaf hashes, hex.
-        note: SHA-256 of the run's last signed note, hex: which run it is about.
         repairs: SHA-256 of the repairs made before, hex; 64 zeros without.
     """
 
     job: str
+    head: str
+    session: str
+    side: str
     step: int
     size: int
     root: str
-    note: str
     repairs: str = "0" * 64
 
     def payload(self) -> bytes:
@@ -57,12 +64,18 @@ def open_commitment(value: object, key: Ed25519PublicKey) -> Commitment:
         ProofError: not of that form.
         SignatureError: not signed by the key.
     """
-    wanted = {"job", "step", "size", "root", "note", "repairs", "signature"}
+    wanted = {"side", "step", "size", "signature", *_HASHES}
     if not isinstance(value, dict) or value.keys() != wanted:
         raise ProofError(f"commitment: fields {sorted(value) if isinstance(value, dict) else value!r}"[:300])
-    hexes = all(isinstance(value[n], str) and _HEX.fullmatch(value[n]) for n in ("job", "root", "note", "repairs"))
+    hexes = all(isinstance(value[n], str) and _HEX.fullmatch(value[n]) for n in _HASHES)
     numbers = type(value["step"]) is int and type(value["size"]) is int
-    if not hexes or not numbers or not 0 <= value["step"] < 2**53 or not 0 < value["size"] <= MAX_EVENTS:
+    if (
+        value["side"] not in (CHALLENGER, RESPONDER)
+        or not hexes
+        or not numbers
+        or not 0 <= value["step"] < 2**53
+        or not 0 < value["size"] <= MAX_EVENTS
+    ):
         raise ProofError("commitment: values out of range")
     try:
         signature = keys.decode_base64(value["signature"])

@@ -20,7 +20,7 @@ from vtrain.commit import keys
 from vtrain.commit.statement import strict_json
 from vtrain.errors import MalformedRunError, SignatureError, UsageError
 
-DISPUTE_FORMAT = "vtrain-dispute-v1"
+DISPUTE_FORMAT = "vtrain-dispute-v2"
 MAX_MESSAGE_BYTES = 64 << 20
 START = hashlib.sha256(DISPUTE_FORMAT.encode()).hexdigest()  # what the first message follows
 _CONTEXT = f"{DISPUTE_FORMAT}\n".encode()

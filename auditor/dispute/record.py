@@ -1,6 +1,6 @@
 """A referee's record: one disputed operation in one file that explains itself. Imports no torch.
 
-``vtrain-record-v1``, a newline, a header in RFC 8785 JSON, a newline, and the blocks' bytes, one after the other. The
+``vtrain-record-v2``, a newline, a header in RFC 8785 JSON, a newline, and the blocks' bytes, one after the other. The
 header:
 
 - ``job``, ``step``, ``event``: which event of which step's trace is disputed;
@@ -31,7 +31,7 @@ from vtrain.commit.blocks import Shown, header
 from vtrain.commit.statement import strict_json
 from vtrain.errors import MalformedRunError, ProofError, VersionError
 
-MAGIC = b"vtrain-record-v1\n"
+MAGIC = b"vtrain-record-v2\n"
 MAX_RECORD_BYTES = 64 << 20
 MAX_HEADER_BYTES = 16 << 20
 MAX_ELEMENTS = 100_000

@@ -8,7 +8,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from auditor.dispute.commitment import Commitment
+from auditor.dispute.commitment import RESPONDER, Commitment
 from auditor.dispute.messages import Message, seal
 from auditor.dispute.rerun import Captured, Rerun
 from auditor.dispute.rules import Conversation, Forfeit, encode_blocks
@@ -35,8 +35,8 @@ class Responder:
         self._captured: tuple[int, int, Captured] | None = None
         self._states: tuple[int, int, list[str]] | None = None
         evidence = rerun.evidence
-        self._note = heads.note_digest(evidence.notes[-1])
-        self.talk = Conversation(evidence.digest.hex(), self._note, key.public_key())
+        head = heads.head_digest(evidence.notes[-1])
+        self.talk = Conversation(evidence.digest.hex(), head, key.public_key())
 
     def answer(self, line: bytes) -> bytes:
         """The answer to a challenger's line.
@@ -50,7 +50,7 @@ class Responder:
             self.talk.lines.append(line)  # the evidence against its sender
             raise
         answers: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-            "open": lambda c: {"job": self.talk.job, "note": self._note},
+            "open": lambda c: {"job": self.talk.job, "head": self.talk.head},
             "states": self._commit_states, "stateprefix": self._state_prefix, "state": self._state,
             "trace": self._commit_trace, "prefix": self._prefix, "event": self._event, "hashes": self._hashes,
             "blocks": self._blocks, "columns": self._columns, "close": lambda c: {},
@@ -94,9 +94,10 @@ class Responder:
         return self._trace[1]
 
     def _commit_trace(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        step = content["step"]
+        step, talk = content["step"], self.talk
         trace = self.trace(step)
-        made = Commitment(self.talk.job, step, len(trace), trace.tree.root().hex(), self._note)
+        about = (talk.job, talk.head, talk.session, RESPONDER)
+        made = Commitment(*about, step, len(trace), trace.tree.root().hex())
         return {"commitment": made.sign(self._key)}
 
     def _prefix(self, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,16 +22,23 @@ from typing import Any
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.dispute.commitment import COLUMNS, Commitment, columns_digest, decode_columns, open_commitment
+from auditor.dispute.commitment import (
+    CHALLENGER,
+    COLUMNS,
+    RESPONDER,
+    Commitment,
+    columns_digest,
+    decode_columns,
+    open_commitment,
+)
 from auditor.dispute.messages import START, Message, line_digest, peek, unseal
 from auditor.dispute.record import unhex, unhexes
 from vtrain.commit import keys, merkle
 from vtrain.commit.blocks import Shown, header
-from vtrain.commit.heads import note_digest, peek_head
+from vtrain.commit.heads import head_digest, peek_head
 from vtrain.commit.trace import Event, parse_event
 from vtrain.errors import KeyFileError, MalformedRunError, ProofError, VtrainError
 
-CHALLENGER, RESPONDER = "challenger", "responder"
 MAX_BLOCKS = 8192  # in one answer: 43 MiB as base64
 
 
@@ -58,7 +65,7 @@ class Conversation:
 
     Args:
         job: the job's digest, hex.
-        note: SHA-256 of the run's last signed note, hex.
+        head: digest of the run's last head, hex (``heads.head_digest``).
         responder: the key that answers must be signed with.
 
     Attributes:
@@ -69,8 +76,8 @@ class Conversation:
         events: the responder's events that were shown, by step and number.
     """
 
-    def __init__(self, job: str, note: str, responder: Ed25519PublicKey) -> None:
-        self.job, self.note, self.responder = job, note, responder
+    def __init__(self, job: str, head: str, responder: Ed25519PublicKey) -> None:
+        self.job, self.head, self.responder = job, head, responder
         self.challenger: Ed25519PublicKey | None = None
         self.lines: list[bytes] = []
         self.session = ""
@@ -157,8 +164,8 @@ class Conversation:
 
     def _check_open(self, asked: Mapping[str, Any]) -> None:
         head = peek_head(asked["head"])
-        found = (asked["job"], note_digest(asked["head"]))
-        if found != (self.job, self.note):
+        found = (asked["job"], head.job_digest.hex(), head_digest(asked["head"]))
+        if found != (self.job, self.job, self.head):
             raise ProofError(f"a dispute about another run, whose head has {head.size} leaves")
         self._last = head.size - 1
 
@@ -206,8 +213,10 @@ class Conversation:
         key = self.challenger if side == CHALLENGER else self.responder
         assert key is not None
         found = open_commitment(signed, key)
-        if (found.job, found.note, found.step) != (self.job, self.note, step):
+        if (found.job, found.head, found.step) != (self.job, self.head, step) or type(step) is not int:
             raise ProofError("a commitment about another job, run or step")
+        if (found.session, found.side) != (self.session, side):
+            raise ProofError("a commitment of another dispute, or of the other side")
         if self._committed.setdefault((side, step, found.repairs if side == CHALLENGER else ""), found) != found:
             raise ProofError(f"two commitments to the trace of step {step}")
         self.signed[(side, step)] = signed
@@ -267,7 +276,7 @@ def shown_in(content: Mapping[str, Any], indices: Sequence[int]) -> Shown:
 
 # ---- what each answer must prove ------------------------------------------------------------------------------------
 def _open(talk: Conversation, asked: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    if (said["job"], said["note"]) != (talk.job, talk.note):
+    if (said["job"], said["head"]) != (talk.job, talk.head):
         raise ProofError("a dispute about another run")
 
 
@@ -341,7 +350,7 @@ _Check = Callable[[Conversation, Mapping[str, Any], Mapping[str, Any]], None]
 _AT = {"step", "event", "part", "name"}
 # request -> its fields, its answer's fields, what the answer must prove
 REQUESTS: dict[str, tuple[set[str], set[str], _Check]] = {
-    "open": ({"job", "head", "key"}, {"job", "note"}, _open),
+    "open": ({"job", "head", "key"}, {"job", "head"}, _open),
     "states": ({"first", "last", "root"}, {"root"}, _states),
     "stateprefix": ({"first", "last", "size"}, {"root", "proof"}, _stateprefix),
     "state": ({"first", "last", "step"}, {"state", "proof"}, _state),
@@ -364,14 +373,14 @@ def encode_blocks(shown: Shown) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_transcript(lines: Sequence[bytes], job: str, note: str, responder: Ed25519PublicKey) -> Forfeit | None:
+def check_transcript(lines: Sequence[bytes], job: str, head: str, responder: Ed25519PublicKey) -> Forfeit | None:
     """Who loses by a transcript, for a third person, and whether it proves that; None if nobody broke a rule.
 
     Args:
         lines: all messages in order; hostile input.
-        job, note, responder: as for ``Conversation``.
+        job, head, responder: as for ``Conversation``.
     """
-    talk = Conversation(job, note, responder)
+    talk = Conversation(job, head, responder)
     try:
         for line in lines:
             talk.take(line)

@@ -21,10 +21,14 @@ from auditor.verdict import Verdict
 from trainer.train import train
 from vtrain.demo.forger import Forger
 from vtrain.job import Job, parse
+from vtrain.store import writer
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 STEPS = 6
 HERE = Path(__file__).parent
+# Every run of these tests has one nonce: runs of one job can be compared byte by byte, and draws stay what they are.
+NONCE = "00112233445566778899aabbccddeeff"
+writer.new_nonce = lambda: NONCE
 VALUES: dict[str, Any] = {
     "program": {"entry": "vtrain.programs.mlp:perceptron", "config": {"inputs": 192, "hidden": 16}},
     "data": {"name": "random-images", "config": {"n": 64, "shape": [3, 8, 8]}},

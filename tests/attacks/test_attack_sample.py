@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ from run_helpers import KEY, audited, copied, finding, forging, honest, job, mak
 
 from auditor.audit import Segment, chosen, sample, segments
 from auditor.evidence import open_run
+from auditor.sample import check_draw
 from auditor.verdict import SHARES, detection
 from vtrain.demo.forger import one_ulp
 from vtrain.errors import Refuted, UsageError
 from vtrain.random import StreamKey, permutation
+from vtrain.store import canonical
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +28,12 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def draw(run: Path, count: int, nonce: str) -> list[tuple[int, int]]:
     evidence = open_run(run)
-    return [(s.first, s.last) for s in sample(segments(evidence), count, evidence.notes[-1], nonce)]
+    return [(s.first, s.last) for s in sample(segments(evidence), count, evidence.head_digest, nonce)]
 
 
 def test_draw_can_be_repeated_by_anybody(long_run: Path) -> None:
-    note = open_run(long_run).notes[-1]
-    seed = hashlib.sha256(f"vtrain-sample-v1\nmine\n{note}".encode()).digest()[:16]
+    head = hashlib.sha256(open_run(long_run).heads[-1].text.encode()).hexdigest()
+    seed = hashlib.sha256(f"vtrain-sample-v2\nmine\n{head}".encode()).digest()[:16]
     order = permutation(StreamKey(int.from_bytes(seed, "little"), "audit-sample"), 0, 0, 13)
     expected = [(s, s) for s in sorted(order[:4].tolist())]
     assert draw(long_run, 4, "mine") == expected
@@ -48,6 +52,21 @@ def test_draw_depends_on_nonce_and_head(long_run: Path) -> None:
     assert reached == {(s, s) for s in range(13)}
     everything = segments(open_run(long_run))
     assert sample(everything, 4, "one head", "mine") != sample(everything, 4, "another head", "mine")
+
+
+def test_draw_does_not_depend_on_signatures(long_run: Path, tmp_path: Path) -> None:
+    """Whoever signed may sign the same head in any number of ways, and others may add lines: no other draw by that."""
+    run = copied(long_run, tmp_path / "run")
+    lines = (run / "transcript.jsonl").read_bytes().splitlines()
+    note = json.loads(lines[-1])["note"]
+    for number in range(3):
+        witness = base64.b64encode(bytes([number]) * 68).decode()
+        lines[-1] = canonical.dumps({"type": "head", "note": f"{note}\N{EM DASH} witness.example {witness}\n"})
+        (run / "transcript.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+        assert open_run(run).notes[-1] != note
+        assert draw(run, 4, "mine") == draw(long_run, 4, "mine")
+    verdict = audited(long_run, sampled=4, nonce="mine")
+    assert check_draw(verdict.predicate(), nonce="mine", evidence=open_run(run)) == verdict.drawn
 
 
 def test_draw_of_everything(long_run: Path) -> None:

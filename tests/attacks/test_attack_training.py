@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from run_helpers import KEY, audited, copied, finding, forging, honest, job, make
 
 import vtrain.engine.task as task_module
+from auditor.audit import _same_job
+from auditor.evidence import open_run
+from auditor.verdict import begin
 from auditor.verify import verify
 from vtrain.demo.forger import Files, one_ulp
 from vtrain.engine.loop import Loop
@@ -223,6 +227,35 @@ def test_client_wants_another_model() -> None:
 def test_client_wants_something_else(table: str, key: str, value: Any) -> None:
     verdict = audited(honest(), job=job(**{table: {key: value}}))
     assert finding(verdict) == (0, "job") and f"{table}.{key}" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [(False, 0), (0, False), (True, 1), ([1], [True]), ("1", 1), (None, False), (1, None)],
+)
+def test_client_wants_what_python_takes_for_equal(mine: Any, theirs: Any) -> None:
+    """A program's argument of another type: 0 is not false, and a missing one not either."""
+    jobs = [job(program={"config": {"inputs": 192} | ({} if v is None else {"flag": v})}) for v in (mine, theirs)]
+    evidence = open_run(honest())
+    verdict = begin(evidence, {})
+    assert not _same_job(jobs[0], replace(evidence, job=jobs[1]), verdict)
+    assert (verdict.first_bad_step, verdict.what) == (0, "job") and "program.config.flag is " in verdict.detail
+
+
+def test_client_writes_the_same_number_in_other_words() -> None:
+    """RFC 8785 has one text for 1 and 1.0, and so do jobs."""
+    jobs = [job(program={"config": {"inputs": 192, "scale": v}}) for v in (1, 1.0)]
+    evidence = open_run(honest())
+    assert jobs[0].canonical() == jobs[1].canonical()
+    assert _same_job(jobs[0], replace(evidence, job=jobs[1]), begin(evidence, {}))
+
+
+def test_only_digests_may_be_left_open() -> None:
+    """A text that is empty elsewhere is a text."""
+    evidence = open_run(honest())
+    mine = job(program={"config": {"sha256": "", "digest": "", "optable": ""}})
+    theirs = job(program={"config": {"sha256": "1", "digest": "1", "optable": "1"}})
+    assert not _same_job(mine, replace(evidence, job=theirs), begin(evidence, {}))
 
 
 def test_run_claims_a_wider_model(run: Path) -> None:

@@ -28,6 +28,7 @@ from auditor.sample import (
     size_for_confidence,
 )
 from auditor.verdict import detection
+from vtrain.commit.heads import head_digest
 from vtrain.demo.forger import one_ulp
 from vtrain.errors import MalformedRunError, UsageError
 
@@ -192,7 +193,7 @@ def predicate(long_run: Path) -> dict[str, Any]:
 
 def test_verdict_names_its_draw(long_run: Path, predicate: dict[str, Any]) -> None:
     evidence = open_run(long_run)
-    wanted = drawn(13, 4, evidence.notes[-1], "mine")
+    wanted = drawn(13, 4, evidence.head_digest, "mine")
     assert predicate["draw"] == {"nonce": "mine", "segments": wanted}
     assert check_draw(predicate) == check_draw(predicate, nonce="mine", evidence=evidence) == wanted
     assert predicate["detectionExact"] == {
@@ -204,7 +205,7 @@ def test_verdict_names_its_draw(long_run: Path, predicate: dict[str, Any]) -> No
 
 def test_budget_and_confidence_choose_the_sample(long_run: Path) -> None:
     verdict = audited(long_run, budget=Fraction(16, 100), nonce="x")
-    assert (verdict.sampled, verdict.drawn) == (2, drawn(13, 2, verdict.head, "x"))
+    assert (verdict.sampled, verdict.drawn) == (2, drawn(13, 2, head_digest(verdict.head), "x"))
     assert audited(long_run, budget=Fraction(1, 1000), nonce="x").sampled == 1
     verdict = audited(long_run, confidence=Confidence(Fraction("0.9"), Fraction("0.5")), nonce="x")
     assert (verdict.sampled, verdict.nonce) == (3, "x")

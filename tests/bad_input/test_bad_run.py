@@ -68,6 +68,7 @@ def test_checks_pass(run: Path, check: Check) -> None:
     ("name", "error"),
     [
         ("job.json", PathError),
+        ("run.json", VersionError),
         ("trainer.pub", PathError),
         ("transcript.jsonl", PathError),
         ("attestation.json", IncompleteRunError),
@@ -93,6 +94,7 @@ def test_missing(run: Path, check: Check, name: str, error: type[VtrainError]) -
 
 FILES = [
     "job.json",
+    "run.json",
     "trainer.pub",
     "attestation.json",
     "checkpoints/000002/model.safetensors",

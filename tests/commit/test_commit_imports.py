@@ -7,7 +7,7 @@ import sys
 
 CODE = """
 import sys
-from vtrain.commit import digest, heads, keys, merkle, statement
+from vtrain.commit import curve, digest, heads, keys, merkle, statement
 heavy = {"torch", "zarr", "cupy", "transformers", "safetensors", "pydantic"}
 print(sorted(n for n in sys.modules if n.split(".")[0] in heavy))
 print(sorted(n for n in sys.modules if n.startswith("vtrain.") and n.split(".")[1] not in ("commit", "errors")))

@@ -13,14 +13,21 @@ from hypothesis import strategies as st
 
 from vtrain.commit import heads, keys, merkle
 from vtrain.commit.heads import Head
-from vtrain.errors import EquivocationError, MalformedRunError, SignatureError, TranscriptError, UsageError
+from vtrain.errors import (
+    EquivocationError,
+    MalformedRunError,
+    SignatureError,
+    TranscriptError,
+    UsageError,
+    VersionError,
+)
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key()
 NAME = "example.org/trainer"
-JOB = hashlib.sha256(b"job").digest()
+JOB, RUN = (hashlib.sha256(what).digest() for what in (b"job", b"run"))
 TREE = merkle.Tree(merkle.leaf_hash(bytes([i])) for i in range(20))
-HEAD = Head(7, TREE.root(7), JOB)
+HEAD = Head(7, TREE.root(7), JOB, RUN)
 NOTE = heads.sign_head(HEAD, KEY, NAME)
 BODY = HEAD.text
 
@@ -53,7 +60,7 @@ def test_published_note() -> None:
 
 def test_a_head_is_a_checkpoint() -> None:
     origin, size, root, job, blank, signature, end = NOTE.split("\n")
-    assert origin == f"vtrain/{JOB.hex()}"
+    assert origin == f"vtrain/{RUN.hex()}"
     assert size == "7" and base64.b64decode(root) == TREE.root(7)
     assert job == f"vtrain-job-v1-sha256:{JOB.hex()}"
     assert blank == end == "" and signature.startswith(f"\u2014 {NAME} ")
@@ -62,7 +69,7 @@ def test_a_head_is_a_checkpoint() -> None:
 
 
 def test_empty_tree() -> None:
-    head = Head(0, merkle.EMPTY_ROOT, JOB)
+    head = Head(0, merkle.EMPTY_ROOT, JOB, RUN)
     assert heads.open_head(heads.sign_head(head, KEY, NAME), PUBLIC, NAME) == head
 
 
@@ -112,8 +119,9 @@ LINES = BODY.split("\n")[:4]
         LINES[:3],
         [*LINES, "more"],
         [*LINES[:3], "", LINES[3]],
-        ["vtrain/" + "0" * 64, *LINES[1:]],
-        ["Vtrain/" + JOB.hex(), *LINES[1:]],
+        ["vtrain/" + "0" * 63, *LINES[1:]],
+        ["vtrain/" + RUN.hex().upper(), *LINES[1:]],
+        ["Vtrain/" + RUN.hex(), *LINES[1:]],
         [LINES[0].upper(), *LINES[1:]],
         [LINES[0], "07", *LINES[2:]],
         [LINES[0], "-7", *LINES[2:]],
@@ -186,44 +194,71 @@ def test_any_changed_character_is_noticed(at: int, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "root", "job"),
+    ("size", "root", "job", "run"),
     [
-        (-1, bytes(32), JOB),
-        (2**63, bytes(32), JOB),
-        (True, bytes(32), JOB),
-        (1.0, bytes(32), JOB),
-        (1, bytes(31), JOB),
-        (1, "0" * 32, JOB),
-        (1, bytes(32), JOB.hex()),
-        (1, bytes(32), b""),
-        (0, bytes(32), JOB),
+        (-1, bytes(32), JOB, RUN),
+        (2**63, bytes(32), JOB, RUN),
+        (True, bytes(32), JOB, RUN),
+        (1.0, bytes(32), JOB, RUN),
+        (1, bytes(31), JOB, RUN),
+        (1, "0" * 32, JOB, RUN),
+        (1, bytes(32), JOB.hex(), RUN),
+        (1, bytes(32), b"", RUN),
+        (1, bytes(32), JOB, RUN.hex()),
+        (1, bytes(32), JOB, RUN[1:]),
+        (0, bytes(32), JOB, RUN),
     ],
 )
-def test_bad_heads(size: Any, root: Any, job: Any) -> None:
+def test_bad_heads(size: Any, root: Any, job: Any, run: Any) -> None:
     with pytest.raises(TranscriptError):
-        Head(size, root, job)
+        Head(size, root, job, run)
 
 
 def test_consistent_heads() -> None:
     heads.check_consistent([], TREE)
-    heads.check_consistent([Head(n, TREE.root(n), JOB) for n in (0, 5, 5, 20, 1)], TREE)
+    heads.check_consistent([Head(n, TREE.root(n), JOB, RUN) for n in (0, 5, 5, 20, 1)], TREE)
 
 
 def test_equivocation() -> None:
-    good, forged = Head(5, TREE.root(5), JOB), Head(5, TREE.root(6), JOB)
+    good, forged = Head(5, TREE.root(5), JOB, RUN), Head(5, TREE.root(6), JOB, RUN)
     with pytest.raises(EquivocationError, match="two heads of size 5"):
         heads.check_consistent([good, forged], TREE)
     with pytest.raises(EquivocationError, match="but the leaves have"):
-        heads.check_consistent([Head(3, TREE.root(3), JOB), forged], TREE)
-    beyond = [Head(30, bytes(32), JOB), Head(30, bytes([1] * 32), JOB)]
+        heads.check_consistent([Head(3, TREE.root(3), JOB, RUN), forged], TREE)
+    beyond = [Head(30, bytes(32), JOB, RUN), Head(30, bytes([1] * 32), JOB, RUN)]
     with pytest.raises(EquivocationError, match="two heads of size 30"):
         heads.check_consistent(beyond, TREE)
 
 
 def test_heads_that_can_t_be_checked() -> None:
     with pytest.raises(TranscriptError, match="only 20 leaves"):
-        heads.check_consistent([Head(21, bytes(32), JOB)], TREE)
-    other = Head(6, TREE.root(6), hashlib.sha256(b"other job").digest())
+        heads.check_consistent([Head(21, bytes(32), JOB, RUN)], TREE)
+    other = Head(6, TREE.root(6), hashlib.sha256(b"other job").digest(), RUN)
     with pytest.raises(TranscriptError, match="two jobs"):
         heads.check_consistent([HEAD, other], TREE)
     assert issubclass(TranscriptError, MalformedRunError)
+
+
+def test_heads_of_two_runs_convict_nobody() -> None:
+    """Of one size and job, with other leaves: equivocation in one run, and nothing of the kind in two."""
+    other = Head(7, TREE.root(6), JOB, RUN)
+    with pytest.raises(EquivocationError, match="two heads of size 7"):
+        heads.check_consistent([HEAD, other], TREE)
+    elsewhere = Head(7, TREE.root(6), JOB, hashlib.sha256(b"another run").digest())
+    with pytest.raises(TranscriptError, match=r"another run.* two runs of one job") as error:
+        heads.check_consistent([HEAD, elsewhere], TREE)
+    assert elsewhere.run.hex() in str(error.value) and RUN.hex() in str(error.value)
+
+
+def test_a_head_of_an_earlier_release() -> None:
+    """Its origin was its job."""
+    old = "\n".join([f"vtrain/{JOB.hex()}", *LINES[1:]]) + "\n"
+    with pytest.raises(VersionError, match="earlier release"):
+        heads.open_head(note_by_hand(old), PUBLIC, NAME)
+
+
+def test_a_head_is_named_by_what_is_signed() -> None:
+    """Lines that others add, and signatures that the signer makes anew, make no other head."""
+    witness = note_by_hand(BODY, Ed25519PrivateKey.from_private_bytes(bytes(32)), "witness.example").split("\n\n")[1]
+    assert heads.head_digest(NOTE + witness) == heads.head_digest(NOTE) == hashlib.sha256(BODY.encode()).hexdigest()
+    assert heads.head_digest(note_by_hand(BODY.replace("\n7\n", "\n8\n"))) != heads.head_digest(NOTE)

@@ -78,7 +78,7 @@ NOTE = (
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key()
 NAME = "example.org/trainer"
-HEAD = heads.Head(7, HASH, bytes(32))
+HEAD = heads.Head(7, HASH, bytes(32), HASH)
 MINE = heads.sign_head(HEAD, KEY, NAME)
 BODY, _, LINE = MINE.rpartition("\n\n")
 

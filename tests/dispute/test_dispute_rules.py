@@ -39,7 +39,7 @@ def opened(distort: Callable[[Message], Message], key: Ed25519PrivateKey = KEY) 
 
 def third_person(talk: Conversation) -> Forfeit | None:
     """What somebody who only has the transcript finds."""
-    return check_transcript(talk.lines, talk.job, talk.note, KEY.public_key())
+    return check_transcript(talk.lines, talk.job, talk.head, KEY.public_key())
 
 
 def loses(change: Callable[[str, Content], Content], why: str) -> None:
@@ -183,7 +183,7 @@ def test_a_challenger_out_of_turn_loses() -> None:
 
 
 def third_person_of(lines: list[bytes], talk: Conversation) -> Forfeit | None:
-    return check_transcript(lines, talk.job, talk.note, KEY.public_key())
+    return check_transcript(lines, talk.job, talk.head, KEY.public_key())
 
 
 QUESTIONS: list[tuple[str, Content]] = [
@@ -247,14 +247,38 @@ def test_questions_that_an_honest_party_could_not_answer(name: str) -> None:
     assert lost is not None and (lost.side, lost.why) == (CHALLENGER, caught.value.why)
 
 
+@pytest.mark.parametrize("change", [{"side": RESPONDER}, {"session": "1" * 64}, {"head": "1" * 64}, {"job": "1" * 64}])
+def test_a_commitment_is_of_one_dispute_and_part(change: dict[str, str]) -> None:
+    """What was signed in another dispute, or for the other side, is worth nothing here; by either party."""
+    theirs = responder(honest(), CHEAT)
+    dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
+    about = {"job": dispute.talk.job, "head": dispute.talk.head, "session": dispute.talk.session, "side": CHALLENGER}
+    made = Commitment(**{**about, **change}, step=3, size=5, root="a" * 64)
+    with pytest.raises(Forfeit, match=r"another dispute|another job") as caught:
+        dispute.ask("trace", step=3, commitment=made.sign(AUDITOR))
+    assert (caught.value.side, caught.value.proved) == (CHALLENGER, True)
+
+    def distort(message: Message) -> Message:
+        if "commitment" not in message.content:
+            return message
+        said = {k: v for k, v in message.content["commitment"].items() if k != "signature"}
+        changes = {**change, **({"side": CHALLENGER} if "side" in change else {})}
+        return replace(message, content={"commitment": Commitment(**{**said, **changes}).sign(KEY)})
+
+    with pytest.raises(Forfeit, match=r"another dispute|another job") as caught:
+        opened(distort).dispute(3)
+    assert (caught.value.side, caught.value.proved) == (RESPONDER, True)
+
+
 def test_a_challenger_commits_once_for_its_repairs() -> None:
     """Not A, then B after some repair, then another one without it."""
     theirs = responder(honest(), CHEAT)
     dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
+    about = (dispute.talk.job, dispute.talk.head, dispute.talk.session, CHALLENGER)
     for root, repairs in (("a", "0"), ("b", "1"), ("a", "0")):
-        made = Commitment(dispute.talk.job, 3, 5, root * 64, dispute.talk.note, repairs * 64)
+        made = Commitment(*about, 3, 5, root * 64, repairs * 64)
         dispute.ask("trace", step=3, commitment=made.sign(AUDITOR))
-    made = Commitment(dispute.talk.job, 3, 5, "c" * 64, dispute.talk.note)
+    made = Commitment(*about, 3, 5, "c" * 64)
     with pytest.raises(Forfeit, match="two commitments") as caught:
         dispute.ask("trace", step=3, commitment=made.sign(AUDITOR))
     assert caught.value.side == CHALLENGER
@@ -354,7 +378,7 @@ def test_an_honest_transcript_has_no_loser() -> None:
     dispute.close(found)
     assert third_person(dispute.talk) is None
     assert third_person_of(dispute.talk.lines[:-1], dispute.talk) is not None
-    assert check_transcript(dispute.talk.lines, "0" * 64, dispute.talk.note, KEY.public_key()) is not None
+    assert check_transcript(dispute.talk.lines, "0" * 64, dispute.talk.head, KEY.public_key()) is not None
 
 
 def test_messages_are_bounded_and_canonical() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auditor.dispute.commitment import Commitment
 from auditor.dispute.record import MAGIC, parse_record
 from auditor.referee import judge
-from benchmarks.disputes import AUDITOR, TRAINER, dispute
+from benchmarks.disputes import AUDITOR, JOB, RUN, TRAINER, dispute
+from vtrain.commit import heads
 from vtrain.commit.statement import strict_json
 from vtrain.errors import MalformedRunError, ProofError, SignatureError, VersionError
 
@@ -33,6 +36,7 @@ def record(elements: tuple[int, ...] = (5, 70, 200)) -> bytes:
 def test_what_it_finds() -> None:
     found = judge(record(), TRAINER.public_key())
     assert (found.result, found.wrong, found.answered) == ("refuted", ("run",), True)
+    assert (found.job, found.run) == (JOB.hex(), RUN.hex()) == tuple(found.to_json()[n] for n in ("job", "run"))
     assert (found.step, found.event, found.site) == (13, 1, f"aten.mm.default float32[{SIDE}, {SIDE}]")
     assert [(e.index, e.run_within, e.other_within) for e in found.elements] == [(i, False, True) for i in (5, 70, 200)]
     for e in found.elements:
@@ -137,6 +141,22 @@ def sides_swapped(v: Any) -> None:
     v["sides"]["run"], v["sides"]["other"] = v["sides"]["other"], v["sides"]["run"]
 
 
+def committed(name: str, key: Any, **changes: str) -> Any:
+    """A side's commitment with something else in it, and its own signature under that."""
+
+    def change(v: Any) -> None:
+        said = {k: x for k, x in v["sides"][name]["commitment"].items() if k != "signature"}
+        v["sides"][name]["commitment"] = Commitment(**{**said, **changes}).sign(key)
+
+    return change
+
+
+def without_a_run(v: Any) -> None:
+    """A head as an earlier release signed it."""
+    head = heads.peek_head(v["run"]["note"])
+    v["run"]["note"] = heads.sign_head(replace(head, run=head.job_digest), TRAINER, heads.KEY_NAME)
+
+
 EDITS: list[tuple[str, Any, type[Exception], str]] = [
     ("event", lambda v: v.update(event=2), ProofError, "inclusion"),
     ("event-0", lambda v: v.update(event=0), ProofError, "inclusion"),
@@ -157,6 +177,13 @@ EDITS: list[tuple[str, Any, type[Exception], str]] = [
     ("key", lambda v: v["keys"].update(other=v["keys"]["trainer"]), SignatureError, "not by key"),
     ("no-key", lambda v: v["keys"].update(other="/etc/passwd"), ProofError, "key of side"),
     ("prefix", lambda v: v.update(prefix="1" * 64), ProofError, "consistency"),
+    # A trainer who once challenged somebody elsewhere, by its own key, did not answer for its run by that.
+    ("commitment-of-a-challenger", committed("run", TRAINER, side="challenger"), ProofError, "committed as challenger"),
+    ("commitment-of-a-responder", committed("other", AUDITOR, side="responder"), ProofError, "committed as responder"),
+    ("another-dispute", committed("run", TRAINER, session="1" * 64), ProofError, "in two disputes"),
+    ("another-dispute's", committed("other", AUDITOR, session="1" * 64), ProofError, "in two disputes"),
+    ("another-head", committed("run", TRAINER, head="1" * 64), ProofError, "another job, step or run"),
+    ("no-run", without_a_run, VersionError, "earlier release"),
     ("commitment", lambda v: v["sides"]["run"]["commitment"].update(size=4), SignatureError, "not by key"),
     ("leaf", lambda v: v["run"].update(leaf=v["run"]["leaf"].replace("13", "14")), ProofError, "inclusion"),
 ]
@@ -170,7 +197,7 @@ def test_one_wrong_thing(change: Any, error: type[Exception], why: str) -> None:
 
 def test_versions_and_sizes() -> None:
     with pytest.raises(VersionError):
-        judge(record().replace(b"vtrain-record-v1", b"vtrain-record-v2"))
+        judge(record().replace(b"vtrain-record-v2", b"vtrain-record-v1"))
     with pytest.raises(ProofError, match="bytes"):
         judge(MAGIC + b"x" * (64 << 20))
     with pytest.raises(MalformedRunError):

@@ -55,7 +55,7 @@ def test_progress_of_another_machine(run: Path, tmp_path: Path, monkeypatch: pyt
     audited(run, nonce="mine", progress=tmp_path / "p")
     environment = module.environment()
     monkeypatch.setattr(module, "environment", lambda: {**environment, "processor": "another"})
-    with pytest.raises(ProgressError, match=r"environment.processor was .*, is 'another'"):
+    with pytest.raises(ProgressError, match=r'environment.processor was .*, is "another"'):
         audited(run, nonce="mine", progress=tmp_path / "p")
 
 

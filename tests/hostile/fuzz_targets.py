@@ -26,6 +26,7 @@ from vtrain.errors import VtrainError
 from vtrain.job import parse_canonical
 from vtrain.store import canonical, transcript
 from vtrain.store.checkpoint import read_checkpoint, read_safetensors
+from vtrain.store.identity import LoopFacts, parse_identity
 from vtrain.store.layout import Layout
 from vtrain.store.logformat import SPECS, step_digest
 from vtrain.store.logread import read_segment
@@ -64,6 +65,13 @@ class Fuzz:
     def job(self, plan: list[Step], pick: float) -> None:
         data = (spoil_json, spoil_bytes)[pick > 0.8]((self.run / "job.json").read_bytes(), plan, b"")
         parse_canonical(data, canonical.loads(data, where="job.json", floats=True), "job.json")
+
+    def identity(self, plan: list[Step], pick: float) -> None:
+        found = self.evidence.identity
+        if pick < 0.5:
+            found = replace(found, loop=LoopFacts({"": "Net", "0": "Linear"}, "SGD", "s", {"main.py": "0" * 64}))
+        data = (spoil_json, spoil_bytes)[pick * 10 % 1 > 0.8](found.encode(), plan, b"")
+        assert parse_identity(data, found.job).encode() == data
 
     def transcript(self, plan: list[Step], pick: float) -> None:
         data = spoil_bytes(b"".join(self.lines), plan, self.lines[int(pick * len(self.lines))])
@@ -230,8 +238,8 @@ class Fuzz:
 
 
 TARGETS = [
-    "job", "transcript", "leaf", "note", "envelope", "key", "program", "safetensors", "meta", "log", "merkle", "chunk",
-    "proof", "whole",
+    "job", "identity", "transcript", "leaf", "note", "envelope", "key", "program", "safetensors", "meta", "log",
+    "merkle", "chunk", "proof", "whole",
 ]  # fmt: skip
 
 

@@ -74,7 +74,8 @@ class Enemy(Forger):
         """A signed head over the first ``size`` of these leaves, the run's own by default."""
         tree = merkle.Tree(merkle.leaf_hash(canonical.dumps(x)) for x in (leaves or self.leaves)[:size])
         digest = job_digest(self.layout.job.read_bytes())
-        return heads.sign_head(heads.Head(size, tree.root(), digest), KEY, heads.KEY_NAME)
+        run = hashlib.sha256(self.layout.identity.read_bytes()).digest()
+        return heads.sign_head(heads.Head(size, tree.root(), digest, run), KEY, heads.KEY_NAME)
 
     # ---- numbers ------------------------------------------------------------------------------------------------
     def file(self, step: int, name: str, data: bytes) -> None:

@@ -43,6 +43,7 @@ BEFORE: dict[str, tuple[str, str, Act, type[VtrainError]]] = {
     "transcript becomes a FIFO": ("vtrain.store.transcript", "transcript.jsonl", to_fifo, PathError),
     "job becomes a link": ("auditor.evidence", "job.json", to_link, PathError),
     "job becomes a FIFO": ("auditor.evidence", "job.json", to_fifo, PathError),
+    "identity becomes a link": ("auditor.evidence", "run.json", to_link, PathError),
     "attestation vanishes": ("auditor.evidence", "attestation.json", Path.unlink, PathError),
     "checkpoint becomes a link": (TENSORS, "model.safetensors", to_link, PathError),
     "checkpoint becomes a FIFO": (TENSORS, "model.safetensors", to_fifo, PathError),

@@ -25,8 +25,10 @@ from vtrain.errors import (
     SignatureError,
     TranscriptError,
     UsageError,
+    VersionError,
     VtrainError,
 )
+from vtrain.job import job_digest
 from vtrain.store import canonical
 from vtrain.store.steplog import StepLog
 
@@ -102,6 +104,14 @@ def other_leaves(enemy: Enemy) -> list[dict[str, object]]:
     return [*enemy.leaves[:2], {**enemy.leaves[2], "log": "0" * 64}, *enemy.leaves[3:]]
 
 
+def job_of(enemy: Enemy) -> bytes:
+    return job_digest(enemy.layout.job.read_bytes())
+
+
+def of_another_run(note: str) -> str:
+    return heads.sign_head(replace(heads.peek_head(note), run=bytes([1] * 32)), KEY, heads.KEY_NAME)
+
+
 HEADS: dict[str, tuple[Callable[[Enemy], str | bytes], type[VtrainError], str]] = {
     "equivocation at the end": (lambda e: e.note(7, other_leaves(e)), EquivocationError, "two heads of size 7"),
     "equivocation between heads": (lambda e: e.note(4, other_leaves(e)), EquivocationError, "size 4 has root"),
@@ -109,12 +119,19 @@ HEADS: dict[str, tuple[Callable[[Enemy], str | bytes], type[VtrainError], str]] 
         lambda e: e.note(8, [*e.leaves, {**e.leaves[6], "step": 7}]), TranscriptError,
         "only a consistency proof can tell",
     ),
+    "of another run of this job": (
+        lambda e: of_another_run(e.note(7, other_leaves(e))), TranscriptError, "another run.* two runs of one job",
+    ),
     "of another job": (
-        lambda e: heads.sign_head(heads.Head(1, bytes(32), bytes(32)), KEY, heads.KEY_NAME), TranscriptError,
-        "heads of two jobs",
+        lambda e: heads.sign_head(heads.Head(1, bytes(32), bytes(32), bytes([1] * 32)), KEY, heads.KEY_NAME),
+        TranscriptError, "another run.* two runs of two jobs",
+    ),
+    "of an earlier release": (
+        lambda e: heads.sign_head(replace(heads.peek_head(e.note(7)), run=job_of(e)), KEY, heads.KEY_NAME),
+        VersionError, "earlier release",
     ),
     "by another key": (
-        lambda e: heads.sign_head(heads.Head(1, bytes(32), bytes(32)), keys.generate(), heads.KEY_NAME), SignatureError,
+        lambda e: heads.sign_head(heads.peek_head(e.note(7)), keys.generate(), heads.KEY_NAME), SignatureError,
         "no signature",
     ),
     "of another name": (lambda e: e.note(7).replace("vtrain-trainer", "somebody"), SignatureError, "no signature"),
@@ -207,8 +224,8 @@ ATTESTED: dict[str, tuple[Callable[[Enemy], object], type[VtrainError], str]] = 
         lambda e: e.attest(lambda m: m["predicate"].update(head=e.note(7, other_leaves(e)))), EquivocationError,
         "not the transcript's last",
     ),
-    "of fewer steps": (lambda e: e.attest(lambda m: m["predicate"].update(steps=5)), MalformedRunError, "number of"),
-    "of another job": (lambda e: e.attest(lambda m: m["predicate"].update(job="x")), MalformedRunError, "another job"),
+    "of fewer steps": (lambda e: e.attest(lambda m: m["predicate"].update(steps=5)), MalformedRunError, "run: steps"),
+    "of another job": (lambda e: e.attest(lambda m: m["predicate"].update(job="x")), MalformedRunError, "run: job"),
     "without a head": (lambda e: e.attest(lambda m: m["predicate"].pop("head")), TranscriptError, "head"),
     "by another key": (lambda e: attested_by(e, keys.generate()), SignatureError, "0 of 1 signatures by key"),
     "by a key that borrows the id": (lambda e: borrowed(e), SignatureError, "not by key"),
@@ -273,4 +290,4 @@ def test_runs_of_one_key_are_not_mixed(run: Path, tmp_path: Path) -> None:
     """A whole history of another job, under this run's name for it."""
     other = copied(honest("ternary16"), tmp_path / "other")
     (run / "transcript.jsonl").write_bytes((other / "transcript.jsonl").read_bytes())
-    refused(run, TranscriptError, "is of another job")
+    refused(run, TranscriptError, "is of another run")

@@ -22,7 +22,7 @@ from vtrain.errors import LogError, MalformedRunError, PathError, StorageError, 
 from vtrain.job import ProgramSpec
 
 WORDS = [
-    "job.json", "trainer.pub", "transcript.jsonl", "attestation.json", "log.zarr/000004/zarr.json",
+    "job.json", "run.json", "trainer.pub", "transcript.jsonl", "attestation.json", "log.zarr/000004/zarr.json",
     "log.zarr/000004/codes/c/0", "checkpoints/000002/meta.json", "checkpoints/000006/model.safetensors",
 ]  # fmt: skip
 

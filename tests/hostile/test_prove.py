@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def other_path(value: dict[str, Any]) -> None:
 
 
 def other_note(value: dict[str, Any]) -> None:
-    root, job = bytes(range(32)), bytes.fromhex(value["head"][7:71])
-    value["head"] = heads.sign_head(heads.Head(7, root, job), KEY, heads.KEY_NAME)
+    head = replace(heads.peek_head(value["head"]), root=bytes(range(32)))
+    value["head"] = heads.sign_head(head, KEY, heads.KEY_NAME)
 
 
 SPOILT: dict[str, tuple[Callable[[dict[str, Any]], object], type[VtrainError]]] = {
@@ -73,7 +74,7 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Any]], object], type[VtrainError]]] 
     "head of another root": (other_note, ProofError),
     "head changed": (lambda v: v.update(head=v["head"].replace("\n7\n", "\n8\n")), SignatureError),
     "no head": (lambda v: v.update(head=None), TranscriptError),
-    "another format": (lambda v: v.update(format="vtrain-step-proof-v2"), VersionError),
+    "another format": (lambda v: v.update(format="vtrain-step-proof-v1"), VersionError),
     "no format": (lambda v: v.pop("format"), VersionError),
     "unknown field": (lambda v: v.update(extra=1), MalformedRunError),
     "missing field": (lambda v: v.pop("path"), MalformedRunError),

@@ -125,7 +125,7 @@ def test_another_head_or_model(tmp_path: Path) -> None:
         read(file, run=run)
     with pytest.raises(SignatureError):
         read(signed(tmp_path / "w", verdict(), head=verdict().head.replace("vtrain-trainer", "somebody")))
-    made = statement.make_statement(verdict().subject[0], SHA, "https://vtrain.dev/attestation/verdict/v1",
+    made = statement.make_statement(verdict().subject[0], SHA, "https://vtrain.dev/attestation/verdict/v2",
                                     verdict().predicate())  # fmt: skip
     file.write_bytes(statement.sign_statement(made, AUDITOR))
     with pytest.raises(VerdictFileError, match="another run: model"):

@@ -5,14 +5,13 @@ import sys
 
 import pytest
 
+NAMES = ("atomic", "canonical", "checkpoint", "identity", "layout", "logcheck", "logformat", "transcript")
+
 
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        *(
-            (f"vtrain.store.{name}", ("torch", "cupy", "zarr"))
-            for name in ("atomic", "canonical", "checkpoint", "layout", "logcheck", "logformat", "transcript")
-        ),
+        *((f"vtrain.store.{name}", ("torch", "cupy", "zarr")) for name in NAMES),
         ("vtrain.store.log", ("torch",)),  # zarr itself imports CuPy where it is installed
     ],
 )

@@ -1,7 +1,9 @@
 """Signed tree heads: C2SP checkpoints (c2sp.org/tlog-checkpoint) in signed notes (c2sp.org/signed-note); protocol §5.
 
-The note's text is four lines - origin ``vtrain/<job digest>``, tree size, base64 root, job digest in full - and is
-signed with its final newline; a blank line and the signature lines follow. Other keys may add lines (witnesses).
+The note's text is four lines - origin ``vtrain/<run's identity>``, tree size, base64 root, job digest in full - and is
+signed with its final newline; a blank line and the signature lines follow. Other keys may add lines (witnesses), and
+the signer itself can make many signatures of one text: so nothing may depend on a note's bytes beyond its text, and
+whatever names or hashes a head takes the text alone (``head_digest``).
 """
 
 from __future__ import annotations
@@ -17,12 +19,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from vtrain.commit import keys
 from vtrain.commit.digest import format_digest, parse_digest
 from vtrain.commit.merkle import EMPTY_ROOT, HASH_BYTES, MAX_SIZE, Tree
-from vtrain.errors import EquivocationError, MalformedRunError, SignatureError, TranscriptError, UsageError
+from vtrain.errors import (
+    EquivocationError,
+    MalformedRunError,
+    SignatureError,
+    TranscriptError,
+    UsageError,
+    VersionError,
+)
 
 JOB_FORMAT = "vtrain-job-v1-sha256"
+RUN_FORMAT = "vtrain-run-v1-sha256"
 KEY_NAME = "vtrain-trainer"  # the name of a trainer's key in the notes that it signs
-# The name under which a trainer signs.
-KEY_NAME = "vtrain-trainer"
 # The signed-note specification wants room for 16 signatures, of up to about 5 kB each.
 MAX_NOTE_BYTES = 1 << 17
 MAX_SIGNATURES = 16
@@ -32,6 +40,7 @@ _ED25519_TYPE = b"\x01"
 _HASH_ID_BYTES = 4
 _KEY_NAME = re.compile(r"[!-*,-~]{1,255}")  # visible ASCII without "+"
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
+_ORIGIN_LINE = re.compile(_ORIGIN + "([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Head:
         size: leaves in the tree.
         root: RFC 6962 root over them, 32 bytes.
         job_digest: SHA-256 of the canonical job, 32 bytes.
+        run: SHA-256 of ``run.json``, 32 bytes: which of the job's runs it is.
 
     Raises:
         TranscriptError: a value is out of range.
@@ -50,11 +60,12 @@ class Head:
     size: int
     root: bytes
     job_digest: bytes
+    run: bytes
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 0 <= self.size <= MAX_SIZE:
             raise TranscriptError(f"head: a tree size is an integer of 0 to {MAX_SIZE}, found {self.size!r}")
-        for name, value in (("root", self.root), ("job digest", self.job_digest)):
+        for name, value in (("root", self.root), ("job digest", self.job_digest), ("run", self.run)):
             if not isinstance(value, bytes) or len(value) != HASH_BYTES:
                 raise TranscriptError(f"head: the {name} is {HASH_BYTES} bytes, found {value!r}"[:200])
         if self.size == 0 and self.root != EMPTY_ROOT:
@@ -65,12 +76,17 @@ class Head:
         """The note text: the lines that are signed."""
         root = base64.b64encode(self.root).decode("ascii")
         job = format_digest(JOB_FORMAT, self.job_digest)
-        return f"{_ORIGIN}{self.job_digest.hex()}\n{self.size}\n{root}\n{job}\n"
+        return f"{_ORIGIN}{self.run.hex()}\n{self.size}\n{root}\n{job}\n"
 
 
 def job_text(digest: bytes) -> str:
     """A job's digest as text, ``vtrain-job-v1-sha256:<hex>``."""
     return format_digest(JOB_FORMAT, digest)
+
+
+def run_text(identity: bytes) -> str:
+    """A run's identity as text, ``vtrain-run-v1-sha256:<hex>``."""
+    return format_digest(RUN_FORMAT, identity)
 
 
 def note_key_id(name: str, public_key: Ed25519PublicKey) -> bytes:
@@ -104,10 +120,10 @@ def open_head(text: str, public_key: Ed25519PublicKey, name: str) -> Head:
        checked (the specification wants them ignored).
     3. Only then the text is read: exactly the four lines that :attr:`Head.text` writes.
 
-    What is not checked: that the job is the one expected; compare ``job_digest``.
+    What is not checked: that job and run are those expected; compare ``job_digest`` and ``run``.
 
     Raises:
-        TranscriptError: rule 1 or 3.
+        TranscriptError: rule 1 or 3 (VersionError for the head of an earlier release, which named no run).
         SignatureError: rule 2.
         UsageError: ``name`` is no key name.
     """
@@ -123,16 +139,25 @@ def open_head(text: str, public_key: Ed25519PublicKey, name: str) -> Head:
 
 
 def check_consistent(heads: Sequence[Head], tree: Tree) -> None:
-    """Check that all heads are of one job and of this tree.
+    """Check that all heads are of one run and of this tree.
 
     Raises:
-        EquivocationError: two heads of one size differ, or a head's root is not the tree's root at its size.
-        TranscriptError: heads of different jobs, or a head beyond the tree, which can't be checked.
+        EquivocationError: two heads of one run and size differ, or a head's root is not the tree's root at its size.
+        TranscriptError: heads of different runs, which convict nobody, or a head beyond the tree, which can't be
+            checked.
     """
     by_size: dict[int, Head] = {}
     for head in heads:
+        if head.run != heads[0].run:
+            jobs = "of one job" if head.job_digest == heads[0].job_digest else "of two jobs"
+            raise TranscriptError(
+                f"a head of another run, {run_text(head.run)}; this one is {run_text(heads[0].run)}: two runs {jobs}, "
+                "whose heads have nothing to do with each other"
+            )
         if head.job_digest != heads[0].job_digest:
-            raise TranscriptError(f"heads of two jobs: {heads[0].job_digest.hex()} and {head.job_digest.hex()}")
+            raise TranscriptError(
+                f"heads of one run and two jobs: {heads[0].job_digest.hex()}, {head.job_digest.hex()}"
+            )
         # Two heads of one size convict without any tree, so they come first.
         other = by_size.setdefault(head.size, head)
         if other != head:
@@ -154,9 +179,15 @@ def _check_name(name: str) -> None:
         raise UsageError(f"{str(name)[:300]!r} is no key name: 1 to 255 visible ASCII characters without '+'")
 
 
-def note_digest(note: str) -> str:
-    """SHA-256 of a note's text, hex: how a dispute names a run. Texts that are no notes have one too."""
-    return hashlib.sha256(note.encode("utf-8", "replace")).hexdigest()
+def head_digest(note: str) -> str:
+    """SHA-256 of what a note's signatures are over, hex: how a head is named.
+
+    Not of the note: anybody can add lines to that, and its signer sign again, without making it another head.
+
+    Raises:
+        TranscriptError: rule 1 of ``open_head``.
+    """
+    return hashlib.sha256(_split_note(note)[0].encode("utf-8")).hexdigest()
 
 
 def peek_head(text: str) -> Head:
@@ -206,7 +237,14 @@ def _parse_body(body: str) -> Head:
         root, job_digest = keys.decode_base64(lines[2]), parse_digest(JOB_FORMAT, lines[3])
     except (ValueError, MalformedRunError) as e:
         raise TranscriptError(f"head: {e}") from e
-    head = Head(int(lines[1]), root, job_digest)
+    origin = _ORIGIN_LINE.fullmatch(lines[0])
+    if origin is None:
+        raise TranscriptError(f"head: origin {lines[0][:200]!r}, wanted {_ORIGIN}<64 hex digits>")
+    head = Head(int(lines[1]), root, job_digest, bytes.fromhex(origin[1]))
+    if head.run == job_digest:
+        raise VersionError(
+            "head: its origin is its job's digest, as an earlier release wrote it; wanted a run's identity"
+        )
     if head.text != body:
-        raise TranscriptError(f"head: origin {lines[0][:200]!r}, wanted {_ORIGIN}{head.job_digest.hex()}")
+        raise TranscriptError(f"head: {body[:300]!r} is not the one spelling of its four lines")
     return head

@@ -2,11 +2,16 @@
 
 Private keys are PKCS #8 PEM files without a password, public keys SubjectPublicKeyInfo PEM: what ``openssl genpkey
 -algorithm ed25519`` and ``openssl pkey -pubout`` write.
+
+Every public key that is parsed or verified with is a point of prime order in its one spelling
+(``vtrain.commit.curve``). A private key can't have another: its public key is s B with s = 8 k between 2^254 and 2^255,
+where no multiple of 8 L is, so s B is of order L whatever the 32 secret bytes are.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -22,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from vtrain.commit import curve
 from vtrain.errors import KeyFileError, SignatureError
 
 SIGNATURE_BYTES = 64
@@ -82,7 +88,7 @@ def load_public(path_or_text: str | os.PathLike[str]) -> Ed25519PublicKey:
     """Read a public key from a PEM file, or from the PEM text itself.
 
     Raises:
-        KeyFileError: the file is missing, unreadable or too large, or it is no Ed25519 public key.
+        KeyFileError: the file is missing, unreadable or too large, or it is no Ed25519 public key of prime order.
     """
     if isinstance(path_or_text, str) and path_or_text.startswith("-----BEGIN"):
         name, pem = "the given text", path_or_text.encode("utf-8", "replace")
@@ -94,6 +100,8 @@ def load_public(path_or_text: str | os.PathLike[str]) -> Ed25519PublicKey:
         raise KeyFileError(f"{name} is no public key in PEM: {e}") from e
     if not isinstance(key, Ed25519PublicKey):
         raise KeyFileError(f"{name}: wanted an Ed25519 public key, found {type(key).__name__}")
+    if fault := _fault(raw_public(key)):
+        raise KeyFileError(f"{name}: an Ed25519 public key that is {fault}")
     return key
 
 
@@ -101,7 +109,7 @@ def parse_public(text: object) -> Ed25519PublicKey:
     """A public key from what somebody else wrote; opens no file, whatever it says.
 
     Raises:
-        KeyFileError: it is not the PEM text of an Ed25519 public key.
+        KeyFileError: it is not the PEM text of an Ed25519 public key of prime order.
     """
     if not isinstance(text, str) or not text.startswith("-----BEGIN"):
         raise KeyFileError("the given text is no public key in PEM")
@@ -124,15 +132,31 @@ def sign(key: Ed25519PrivateKey, message: bytes) -> bytes:
 
 
 def verify(key: Ed25519PublicKey, signature: bytes, message: bytes) -> None:
-    """Check a signature.
+    """Check a signature: RFC 8032's equation without the cofactor, in the one spelling of all that is in it.
 
     Raises:
-        SignatureError: it is by another key or over other bytes.
+        SignatureError: it is by another key or over other bytes, not canonical, or the key is not of prime order.
     """
+    if fault := _fault(raw_public(key)):
+        raise SignatureError(f"the signature over {len(message)} bytes proves nothing: key {key_id(key)} is {fault}")
+    try:
+        curve.check_signature(signature)
+    except ValueError as e:
+        raise SignatureError(f"the signature over {len(message)} bytes is not by key {key_id(key)}: {e}") from e
     try:
         key.verify(signature, message)
     except InvalidSignature as e:
         raise SignatureError(f"the signature over {len(message)} bytes is not by key {key_id(key)}") from e
+
+
+@functools.lru_cache(maxsize=64)
+def _fault(raw: bytes) -> str:
+    """Why these bytes are no public key to trust in; empty for a good one. Kept, as it takes milliseconds."""
+    try:
+        curve.check_key(raw)
+    except ValueError as e:
+        return str(e)
+    return ""
 
 
 def decode_base64(text: str) -> bytes:

@@ -19,7 +19,7 @@ from vtrain.errors import MalformedRunError, SignatureError, UsageError, Version
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 # What a trainer states of a run.
-RUN_PREDICATE = "https://vtrain.dev/attestation/run/v1"
+RUN_PREDICATE = "https://vtrain.dev/attestation/run/v2"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENVELOPE_BYTES = 16 << 20
 MAX_SIGNATURES = 16
@@ -151,9 +151,7 @@ def _check_statement(statement: Any, predicate_type: str) -> None:
     _check_fields("statement", statement, {"_type", "subject", "predicateType", "predicate"})
     if statement["_type"] != STATEMENT_TYPE:
         raise VersionError(f"statement: type {str(statement['_type'])[:200]!r}, wanted {STATEMENT_TYPE!r}")
-    found = statement["predicateType"]
-    if not isinstance(found, str) or not found or found != predicate_type:
-        raise MalformedRunError(f"statement: predicate type {str(found)[:200]!r}, wanted {predicate_type!r}")
+    check_predicate_type(statement["predicateType"], predicate_type)
     if not isinstance(statement["predicate"], dict):
         raise MalformedRunError("statement: the predicate is an object")
     subjects = statement["subject"]
@@ -166,6 +164,19 @@ def _check_statement(statement: Any, predicate_type: str) -> None:
         raise MalformedRunError(f"subject: the name is a string, not empty, found {str(name)[:200]!r}")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise MalformedRunError(f"subject: {str(sha256)[:200]!r} is no SHA-256 of 64 lower-case hex digits")
+
+
+def check_predicate_type(found: object, wanted: str) -> None:
+    """Check what a statement says its predicate is.
+
+    Raises:
+        VersionError: that of another version: it differs after the last slash alone.
+        MalformedRunError: anything else.
+    """
+    if isinstance(found, str) and found and found == wanted:
+        return
+    kind = VersionError if str(found).rpartition("/")[0] == wanted.rpartition("/")[0] else MalformedRunError
+    raise kind(f"statement: predicate type {str(found)[:200]!r}, wanted {wanted!r}")
 
 
 def _check_fields(what: str, value: Any, wanted: set[str]) -> None:

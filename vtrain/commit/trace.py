@@ -24,7 +24,6 @@ from vtrain.commit.merkle import Tree, leaf_hash
 from vtrain.commit.statement import strict_json
 from vtrain.errors import MalformedRunError, ProofError, UsageError
 
-TRACE_FORMAT = "vtrain-trace-v1"
 KINDS = ("begin", "op", "site", "end")
 MAX_EVENT_BYTES = 1 << 20
 MAX_EVENTS = 1 << 22
@@ -53,7 +52,12 @@ class Event:
     def unlike(self, other: Event) -> str | None:
         """What makes it another operation, or one on other operands, than ``other``: the first such field's name."""
         parts = ("kind", "name", "args", "inputs")
-        return next((part for part in parts if getattr(self, part) != getattr(other, part)), None)
+        return next((part for part in parts if self._text(part) != other._text(part)), None)
+
+    def _text(self, part: str) -> bytes:
+        """A field as canonical bytes: to Python 0 is ``False``, and an event tells them apart."""
+        value = getattr(self, part)
+        return bytes(rfc8785.dumps(dict(value) if isinstance(value, Mapping) else value))
 
     def encode(self) -> bytes:
         """Its canonical bytes.

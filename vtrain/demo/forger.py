@@ -5,6 +5,7 @@ What it makes passes ``vtrain verify``; only repeating the training finds it. Fo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -78,9 +79,20 @@ class Forger:
             writer.end_segment(last)
         self.leaves[step]["log"] = step_digest(logs[step]).hex()
 
+    def _identify(self) -> tuple[bytes, bytes]:
+        """Write what the run is anew, as job and first leaf are now; the digests of the job and of that."""
+        digest = job_digest(self.layout.job.read_bytes())
+        value = json.loads(self.layout.identity.read_bytes())
+        value["job"] = heads.job_text(digest)
+        if value["loop"] is not None:
+            value["loop"]["state"] = self.leaves[0]["state"]
+        data = canonical.dumps(value)
+        self.layout.identity.write_bytes(data)
+        return digest, hashlib.sha256(data).digest()
+
     def sign(self) -> None:
         """Write transcript and attestation anew over what there is now."""
-        digest = job_digest(self.layout.job.read_bytes())
+        digest, run = self._identify()
         tree = merkle.Tree()
         lines: list[bytes] = []
         note = ""
@@ -88,12 +100,13 @@ class Forger:
             lines.append(canonical.dumps(leaf))
             tree.append(merkle.leaf_hash(lines[-1]))
             if leaf["state"]:
-                note = heads.sign_head(heads.Head(len(tree), tree.root(), digest), self._key, KEY_NAME)
+                note = heads.sign_head(heads.Head(len(tree), tree.root(), digest, run), self._key, KEY_NAME)
                 lines.append(canonical.dumps({"type": "head", "note": note}))
         self.layout.transcript.write_bytes(b"".join(line + b"\n" for line in lines))
         last = len(self.leaves) - 1
         name = f"checkpoints/{step_name(last)}/model.safetensors"
-        predicate = {**self._predicate, "job": heads.job_text(digest), "steps": last, "head": note}
+        named = {"job": heads.job_text(digest), "run": heads.run_text(run)}
+        predicate = {**self._predicate, **named, "steps": last, "head": note}
         made = statement.make_statement(name, file_digest(self.layout.root / name), RUN_PREDICATE, predicate)
         self.layout.attestation.write_bytes(statement.sign_statement(made, self._key))
 

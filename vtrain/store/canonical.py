@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import rfc8785
@@ -17,6 +18,7 @@ from vtrain.errors import MalformedRunError, UsageError
 MAX_INTEGER = 2**53 - 1
 # Deeper than anything that vtrain writes, and shallow enough for every parser.
 MAX_DEPTH = 32
+_MISSING = object()
 
 
 def dumps(value: dict[str, Any]) -> bytes:
@@ -66,6 +68,24 @@ def loads(
     if canonical != data:
         raise error(f"{where}: not canonical JSON (RFC 8785)")
     return value
+
+
+def differences(mine: Any, theirs: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Where two JSON values differ: the path of keys, and both canonical texts; ``""`` for a key that one lacks.
+
+    Values are alike where RFC 8785 gives one text: 1 and 1.0 are, 0 and false and a missing key and null are not,
+    although Python's ``==`` and ``get`` say so.
+
+    Raises:
+        ValueError: a value that RFC 8785 can't write.
+    """
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in sorted({*mine, *theirs}):
+            yield from differences(mine.get(key, _MISSING), theirs.get(key, _MISSING), (*path, key))
+        return
+    texts = ["" if value is _MISSING else rfc8785.dumps(value).decode() for value in (mine, theirs)]
+    if texts[0] != texts[1]:
+        yield path, texts[0], texts[1]
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vtrain.store.atomic import TEMPORARY, fsync_dir, storage_errors
 # What may lie at the top of a run, and whether it is a directory.
 TOP_LEVEL: dict[str, bool] = {
     "job.json": False,
+    "run.json": False,
     "log.zarr": True,
     "checkpoints": True,
     "transcript.jsonl": False,
@@ -54,6 +55,11 @@ class Layout:
     def job(self) -> Path:
         """The job, canonical JSON."""
         return self.root / "job.json"
+
+    @property
+    def identity(self) -> Path:
+        """Which of the job's runs it is, canonical JSON."""
+        return self.root / "run.json"
 
     @property
     def log(self) -> Path:

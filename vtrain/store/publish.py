@@ -35,7 +35,7 @@ _LOCK = ".lock"
 _MAX_LOCK_BYTES = 1024
 # What is uploaded together, in this order. Before the last two the lock is checked.
 _PHASES = (
-    ("trainer.pub",), ("job.json",), ("log.zarr",), ("checkpoints",), ("programs",), ("metrics.jsonl",),
+    ("trainer.pub",), ("job.json",), ("run.json",), ("log.zarr",), ("checkpoints",), ("programs",), ("metrics.jsonl",),
     ("transcript.jsonl",), ("attestation.json",),
 )  # fmt: skip
 _ACKNOWLEDGE = ("transcript.jsonl", "attestation.json")

@@ -26,6 +26,7 @@ from vtrain.errors import PathError, StorageError
 from vtrain.store.address import Url
 from vtrain.store.atomic import TEMPORARY, storage_errors, temporary
 from vtrain.store.checkpoint import MAX_FILE_BYTES, MAX_META_BYTES
+from vtrain.store.identity import MAX_BYTES as MAX_IDENTITY_BYTES
 from vtrain.store.layout import parse_step
 from vtrain.store.logformat import SPECS
 from vtrain.store.objects import Found, Store, open_store
@@ -37,8 +38,8 @@ THREADS = 8
 _MEBI = 1 << 20
 # Those without an entry (the lock) are never fetched.
 _TOP = {
-    "job.json": _MEBI, "attestation.json": _MEBI, "trainer.pub": MAX_KEY_FILE_BYTES, "metrics.jsonl": 256 * _MEBI,
-    "transcript.jsonl": MAX_TRANSCRIPT_BYTES,
+    "job.json": _MEBI, "run.json": MAX_IDENTITY_BYTES, "attestation.json": _MEBI, "trainer.pub": MAX_KEY_FILE_BYTES,
+    "metrics.jsonl": 256 * _MEBI, "transcript.jsonl": MAX_TRANSCRIPT_BYTES,
 }  # fmt: skip
 _PROGRAM = re.compile(r"[0-9a-f]{64}\.json", re.ASCII)
 _MAX_PROGRAM_BYTES = 16 * _MEBI  # the writer's bound; its module imports zarr

@@ -1,12 +1,14 @@
 """Writes a run: log, leaves, heads, checkpoints, in an order that a kill at any moment can't spoil (protocol §3-6).
 
-A checkpoint at step c is acknowledged by its signed head, written last: log segment, checkpoint, leaves, head. What
-follows the last head is dropped on resuming, and done again with the same bits.
+What the run is (``run.json``) is fixed before the first head, which names it. A checkpoint at step c is acknowledged by
+its signed head, written last: log segment, checkpoint, leaves, head. What follows the last head is dropped on resuming,
+and done again with the same bits.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,12 +21,22 @@ from vtrain.commit.digest import TensorBytes, file_digest
 from vtrain.commit.heads import KEY_NAME
 from vtrain.commit.leaf import Leaf, leaf_from_json
 from vtrain.commit.statement import RUN_PREDICATE
-from vtrain.errors import BatchError, CheckpointError, KeyFileError, StorageError, TranscriptError, UsageError
+from vtrain.errors import (
+    BatchError,
+    CheckpointError,
+    KeyFileError,
+    StorageError,
+    TranscriptError,
+    UsageError,
+    VersionError,
+)
 from vtrain.store import layout as places
 from vtrain.store import transcript
 from vtrain.store.atomic import remove_temporaries, remove_tree, storage_errors, write_bytes
 from vtrain.store.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
-from vtrain.store.layout import MAX_PROGRAM_BYTES, Layout, WriterLock, step_name
+from vtrain.store.identity import MAX_BYTES as MAX_IDENTITY_BYTES
+from vtrain.store.identity import Identity, LoopFacts, parse_identity
+from vtrain.store.layout import MAX_PROGRAM_BYTES, Layout, WriterLock, safe_open, step_name
 from vtrain.store.log import LogWriter, discard_after
 from vtrain.store.steplog import StepLog
 
@@ -40,6 +52,7 @@ class RunWriter:
 
     Attributes:
         checkpoint_step: step of the last acknowledged checkpoint, -1 if there is none.
+        identity: what the run is; None until ``identify``.
         on_acknowledged: called when a checkpoint or the statement is durable, before anything else is written.
     """
 
@@ -66,6 +79,9 @@ class RunWriter:
         if not begun:
             write_bytes(layout.job, job)  # last: a run without a job has nothing to go on with
         self._tree, self.checkpoint_step, lines = _acknowledged(layout)
+        self.identity = _identity(layout, self._digest)
+        if self.identity is None and self.checkpoint_step >= 0:
+            raise VersionError(f"{layout.root}: has no run.json: an earlier release began it, and must go on with it")
         self._drop_after(self.checkpoint_step, lines)
         self._transcript = transcript.TranscriptWriter(layout.transcript)
         self._log = LogWriter(layout.log)
@@ -85,6 +101,22 @@ class RunWriter:
             remove_temporaries(directory)
         layout.attestation.unlink(missing_ok=True)
         _keep_metrics(layout.metrics, step)
+
+    def identify(self, loop: LoopFacts | None) -> None:
+        """Say what the run is, under a random nonce; before the first checkpoint. What heads name already, stays.
+
+        Args:
+            loop: what a recorded loop began with; None for the run of a job file.
+
+        Raises:
+            UsageError: the loop has more modules or files than an auditor reads.
+            StorageError: the disk refuses.
+        """
+        if self.identity is not None and self.checkpoint_step >= 0:
+            return
+        nonce = new_nonce() if self.identity is None else self.identity.nonce
+        self.identity = Identity(heads.job_text(self._digest), nonce, loop)
+        write_bytes(self.layout.identity, self.identity.encode())
 
     def step(self, leaf: Leaf, log: StepLog, program: bytes) -> None:
         """Take one step: its log goes to the background writer, its leaf to the transcript.
@@ -116,13 +148,16 @@ class RunWriter:
         """
         self._log.end_segment(step)
         write_checkpoint(self.layout, step, files, meta)
-        note = heads.sign_head(heads.Head(len(self._tree), self._tree.root(), self._digest), self._key, KEY_NAME)
-        self._transcript.append({"type": "head", "note": note})
+        self._transcript.append({"type": "head", "note": heads.sign_head(self._head(), self._key, KEY_NAME)})
         self._transcript.sync()
         self.checkpoint_step = step
         with storage_errors(self.layout.metrics):
             self._metrics.flush()
         self.on_acknowledged()
+
+    def _head(self) -> heads.Head:
+        assert self.identity is not None, "identify comes before the first checkpoint"
+        return heads.Head(len(self._tree), self._tree.root(), self._digest, self.identity.digest)
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Append a line for people; neither durable nor evidence."""
@@ -132,9 +167,10 @@ class RunWriter:
     def attest(self, environment: dict[str, Any]) -> None:
         """Write the trainer's statement on the last checkpoint's model (protocol §6)."""
         name = f"checkpoints/{step_name(self.checkpoint_step)}/model.safetensors"
-        head = heads.Head(len(self._tree), self._tree.root(), self._digest)
+        head = self._head()
         predicate = {
             "job": heads.job_text(self._digest),
+            "run": heads.run_text(head.run),
             "steps": self.checkpoint_step,
             "head": heads.sign_head(head, self._key, KEY_NAME),
             "environment": environment,
@@ -160,6 +196,11 @@ class RunWriter:
                 remove_tree(self.layout.root)
 
 
+def new_nonce() -> str:
+    """16 random bytes, hex: two trainings of one job by one key are two runs."""
+    return secrets.token_hex(16)
+
+
 def _nobody() -> None:
     """Nobody waits for acknowledgements."""
 
@@ -172,6 +213,13 @@ def create(root: Path, job: bytes, digest: bytes, key: Ed25519PrivateKey) -> Run
         StorageError: the disk refuses.
     """
     return RunWriter(places.create(root), job, digest, key)
+
+
+def _identity(layout: Layout, digest: bytes) -> Identity | None:
+    if not layout.identity.exists():
+        return None
+    with safe_open(layout.root, "run.json", max_bytes=MAX_IDENTITY_BYTES) as handle, storage_errors(layout.identity):
+        return parse_identity(handle.read(), heads.job_text(digest))
 
 
 def _acknowledged(layout: Layout) -> tuple[merkle.Tree, int, int]:
