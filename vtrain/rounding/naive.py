@@ -265,13 +265,16 @@ def _read_indices(gaps: Iterator[int], count: int, numel: int) -> Iterator[int]:
 
 
 def _accept(index: int, logged: int, y: float, w: float, fmt: Format) -> float:
-    """numerics §5: only the rounding of a number within w of y stands; NaN and infinity have no neighbourhood."""
-    if math.isnan(y) or math.isnan(w):
+    """numerics §5: only the rounding of a number within w of y stands; NaN and infinity have no neighbourhood.
+
+    An infinite w is no bound, and admits nothing; a w of 0 admits y alone.
+    """
+    if math.isnan(y) or math.isnan(w) or (math.isinf(w) and not math.isinf(y)):
         raise Fault("OUTSIDE", index)
     low, high = interval(y, w, fmt)
     if math.isinf(y):
         low = high = ordered(y, fmt)
-    elif y == w:
+    elif y == w > 0:
         low = -1  # the end is zero, and so both zeros
     if not low <= logged <= high:
         raise Fault("OUTSIDE", index)
