@@ -245,8 +245,8 @@ class Replay {
     double low = y - w, high = y + w;
     int64_t kl = ordered(low != low ? -HUGE_VAL : round_format(low, f), f);
     int64_t kh = ordered(high != high ? HUGE_VAL : round_format(high, f), f);
-    if (low == 0 && w > 0) kl = -1;  // an end at zero reaches the zero of either sign
-    if (std::isinf(y)) kl = kh = mine;
+    if (low == 0) kl = -1;  // an end at zero reaches the zero of either sign
+    if (std::isinf(y) || w == 0) kl = kh = mine;
     if (y != y || w != w || (std::isinf(w) && !std::isinf(y)) || logged < kl || logged > kh) {
       v.y = y; v.w = w; v.logged = from_ordered(logged, f);
       fail(OUTSIDE, i);

@@ -35,7 +35,7 @@ struct DoubtArgs {
   VT_FN double width_of(double s) const { return s == 0.0 ? 0.0 : tau * s + eta; }
   VT_FN bool in_doubt(int64_t i) const {
     const double v = at(i), w = half_width(i, v);
-    return v == v && as_bits(rounded(v - w)) != as_bits(rounded(v + w));
+    return v == v && w != 0 && as_bits(rounded(v - w)) != as_bits(rounded(v + w));
   }
   VT_FN void store(int64_t i) const {
     const double r = rounded(at(i));

@@ -91,14 +91,10 @@ def settled_sum_kappa(n: int) -> float:
 # Elementwise functions in float64, s = |y| unless said otherwise. The constant covers, with room:
 #   SLEEF (PyTorch's vectorised CPU functions): below 1.0 ulp = 2 u (Shibata and Petrogalli 2020, "u10" functions);
 #   Intel VML, HA mode: below 1 ulp (oneMKL vector statistics documentation);
-#   glibc libm: 1-2 ulp for exp, log, sin, cos, tanh, erf, pow (glibc manual, "Known maximum errors in math functions");
-#   CUDA math library, float64: 1-2 ulp for these functions, 5 for erfinv, (CUDA C++ programming guide, table of
+#   glibc libm: 1-2 ulp for exp, log, sin, cos, tanh, erf, pow, 5 for erfc (glibc manual, "Known maximum errors in math functions");
+#   CUDA math library, float64: 1-2 ulp for these functions, 5 for erfc (CUDA C++ programming guide, table of
 #   standard functions); and the rounding of y - w, y + w.
 FUNCTION_KAPPA = 16.0
-
-# torch.special.erfinv: rational approximation refined by two Newton steps; the residual's cancellation near 0 and 1
-# costs a few more ulps (measured against an arbitrary-precision reference: at most 40 u).
-ERFINV_KAPPA = 256.0
 
 
 def tau_certified(kappa: float, compute: str) -> float:

@@ -58,5 +58,5 @@ def in_doubt(
     wide = y.to(torch.float64).reshape(-1) + (-0.0 if signed else 0.0)
     w = scale.width(y, tau, eta).reshape(-1)
     low, high = round_double(wide - w, fmt), round_double(wide + w, fmt)
-    index = (low.view(torch.int64) != high.view(torch.int64)).nonzero().view(-1)
+    index = ((low.view(torch.int64) != high.view(torch.int64)) & (w != 0)).nonzero().view(-1)
     return index, wide[index], w[index]

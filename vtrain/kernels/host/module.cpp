@@ -145,7 +145,7 @@ class Sink {
       double low = py[q] - pw[q], high = py[q] + pw[q];
       e.low = ordered(low != low ? -HUGE_VAL : round_format(low, f), f);
       e.high = ordered(high != high ? HUGE_VAL : round_format(high, f), f);
-      if (py[q] != py[q] || e.low == e.high) continue;
+      if (py[q] != py[q] || pw[q] == 0 || e.low == e.high) continue;
       e.value = ordered(round_format(py[q], f), f);
       e.ternary = e.high - e.low == 1 && py[q] - 3.0 * pw[q] > from_ordered(e.low, f) &&
                   py[q] + 3.0 * pw[q] < from_ordered(e.high, f);

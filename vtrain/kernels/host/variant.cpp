@@ -67,7 +67,7 @@ inline bool block_any(const C* y, const double* w, double* r, uint64_t* flag, in
 }
 
 inline void collect(const Job& g, double y, double w, int64_t flat, std::vector<Entry>& out) {
-  if (y != y) return;  // NaN is never in doubt (numerics §7)
+  if (y != y || w == 0) return;  // NaN is never in doubt (numerics §7), nor is -0 because -0 + 0 is +0
   const Format& f = g.format;
   Entry e;
   e.index = static_cast<uint64_t>(flat);
