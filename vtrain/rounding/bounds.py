@@ -27,8 +27,8 @@ UNDERFLOW = {"float32": 2.0**-149, "float64": 0.0}
 LONGEST = {"float32": 2**15, "float64": 2**31}
 
 # Room for the roundings in norms, in tau * r * c and in y - w, y + w themselves: each is a few u of float64 relative
-# to a quantity below w / kappa. A norm over n <= 2^31 elements is right to n * 2^-54 <= 2^-23, two of them to 2^-22, and
-# a sum of as many magnitudes to 2^-22.
+# to a quantity below w / kappa. A norm over n <= 2^31 elements is right to n * 2^-54 <= 2^-23, two of them to 2^-22,
+# and a sum of as many magnitudes to 2^-22.
 INFLATE = 1.0 + 2.0**-20
 
 # Magnitudes of factors (alpha, beta) other than 0. With operands of float32's range, 2^-149 to 2^128, no product of two
@@ -91,7 +91,8 @@ def settled_sum_kappa(n: int) -> float:
 # Elementwise functions in float64, s = |y| unless said otherwise. The constant covers, with room:
 #   SLEEF (PyTorch's vectorised CPU functions): below 1.0 ulp = 2 u (Shibata and Petrogalli 2020, "u10" functions);
 #   Intel VML, HA mode: below 1 ulp (oneMKL vector statistics documentation);
-#   glibc libm: 1-2 ulp for exp, log, sin, cos, tanh, erf, pow, 5 for erfc (glibc manual, "Known maximum errors in math functions");
+#   glibc libm: 1-2 ulp for exp, log, sin, cos, tanh, erf, pow, 5 for erfc (glibc manual, "Known maximum errors in math
+#   functions");
 #   CUDA math library, float64: 1-2 ulp for these functions, 5 for erfc (CUDA C++ programming guide, table of
 #   standard functions); and the rounding of y - w, y + w.
 FUNCTION_KAPPA = 16.0

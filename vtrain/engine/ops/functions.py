@@ -11,7 +11,6 @@ from vtrain.engine.definition import Definition
 from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
-from vtrain.rounding.bounds import FUNCTION_KAPPA
 from vtrain.rounding.formats import FLOAT32, Format
 
 Tensor = torch.Tensor
