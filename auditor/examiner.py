@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from auditor.freedom import Freedom, histogram
+from vtrain.engine.definition import dtype_name
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.rounding import generic
 from vtrain.rounding.bounds import U
@@ -66,7 +67,7 @@ class Examiner:
         if seen > _ALL and self._random.integers(_ONE_IN):
             return
         index, s = decided(), scale()
-        key = calibration_key(s.kind, s.length)
+        key = calibration_key(s.kind, s.length, dtype_name(y.dtype))
         if index.size > _MOST:
             index = np.unique(index[self._random.integers(0, index.size, _MOST)])
         where = torch.from_numpy(index).to(y.device)

@@ -21,6 +21,7 @@ from trainer.recorder import Recorder
 from vtrain import children
 from vtrain.engine import state
 from vtrain.engine.decisions import FAULTS, Decisions
+from vtrain.engine.definition import dtype_name
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
@@ -106,7 +107,7 @@ class Comparison:
 
     def _observe(self, scale: Scale, y: torch.Tensor, reference: torch.Tensor) -> None:
         ratio = largest_ratio(_picked(y) - reference, _picked(scale.dense(y)))
-        self.calibration.merge(calibration_key(scale.kind, scale.length), ratio)
+        self.calibration.merge(calibration_key(scale.kind, scale.length, dtype_name(y.dtype)), ratio)
 
     def canonical(self, site: Site) -> None:
         """Nothing to compare: canonical results have one value."""

@@ -9,12 +9,19 @@ from trainer.calibrate import Calibration, thresholds
 from vtrain import kernels
 from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
 from vtrain.engine.workspace import result
+from vtrain.errors import UnsupportedOperation
 from vtrain.kernels import canonical
 from vtrain.policy import Policy
 from vtrain.rounding import generic
 from vtrain.rounding.scale import Scale
 from vtrain.rounding.threshold import Threshold
 from vtrain.store.steplog import SITE_COLUMNS, StepLog
+
+
+def _check_found(site: Site, found: int) -> None:
+    """Refuse a result of which an auditor could accept no value, or would have to accept any."""
+    if found == kernels.ENDLESS:
+        raise UnsupportedOperation(f"{site.name}: the error bound of a finite value is infinite")
 
 
 class Recorder:
@@ -55,15 +62,18 @@ class Recorder:
         out = result(y.shape, generic.container(site.fmt))
         geometry = kernels.geometry(y, out, s.shape, site.signed)
         key = kernels.scale_key(s, *width)
-        if self._sink.settle(site.seq, geometry, site.fmt.key, key, s.empty is not None) < 0:
+        found = self._sink.settle(site.seq, geometry, site.fmt.key, key, s.empty is not None)
+        if found == kernels.ZEROS:
             s = s.refined(y)
-            self._sink.settle(site.seq, geometry, site.fmt.key, kernels.scale_key(s, *width), False)
+            found = self._sink.settle(site.seq, geometry, site.fmt.key, kernels.scale_key(s, *width), False)
+        _check_found(site, found)
         return out
 
     def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:
         find = canonical.in_doubt if y.is_cuda else generic.in_doubt
         index, values, w = (t.cpu().numpy() for t in find(y, s, tau, eta, site.fmt, site.signed))
-        self._sink.add(site.seq, y.numel(), site.fmt.key, index.tobytes(), values.tobytes(), w.tobytes())
+        found = self._sink.add(site.seq, y.numel(), site.fmt.key, index.tobytes(), values.tobytes(), w.tobytes())
+        _check_found(site, found)
         return round_result(y, site.fmt, site.signed)
 
     def canonical(self, site: Site) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from vtrain.errors import ProofError
+from vtrain.errors import ProofError, UnsupportedOperation
 from vtrain.rounding.bounds import (
-    ERFINV_KAPPA,
     FUNCTION_KAPPA,
     U,
+    fit_float32,
     forward_kappa,
     gradient_kappa,
     product_kappa,
@@ -29,7 +29,7 @@ Index = np.ndarray
 MAX_TERMS = 1 << 24
 FUNCTIONS = frozenset(
     """
-    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc erfinv asin acos atan sinh cosh
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh
     asinh acosh atanh pow
     """.split()
 )
@@ -83,7 +83,9 @@ def terms(
         raise ProofError(f"definition {str(kind)[:40]!r}; want one of {', '.join(_TERMS)}")
     try:
         found = find(params, shapes, shape, element)
-    except (KeyError, ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as error:
+    except (
+        KeyError, ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, UnsupportedOperation
+    ) as error:  # fmt: skip
         raise ProofError(f"definition {kind!r}: parameters or shapes that do not fit: {error!r}"[:300]) from error
     for name, index in found.reads:
         size = math.prod(shapes[name])
@@ -110,12 +112,14 @@ def _product(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], ele
     b, rest = divmod(element, m * n)
     i, j = divmod(rest, n)
     k_range = np.arange(k)
+    alpha, beta = _number(params["alpha"]), _number(params["beta"])
+    _want(_c(params) == "float64" or fit_float32(float(alpha), float(beta)), "factors that float32 has no bound for")
     bias = None
     if "bias" in shapes:
         bias = ("bias", np.array([_broadcast(shapes["bias"], (batch, m, n), (b, i, j))]))
     return Terms(
         ("a", (b * m + i) * k + k_range), ("bt", (b * n + j) * k + k_range), product_kappa(k, _c(params)), _c(params),
-        bias, _number(params["alpha"]), _number(params["beta"]),
+        bias, alpha, beta,
     )  # fmt: skip
 
 
@@ -259,8 +263,7 @@ def _sum(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element
 def _function(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element: int) -> Terms:
     _want(math.prod(shape) == math.prod(shapes["x"]), "result")
     _want(params["name"] in FUNCTIONS, f"function {str(params['name'])[:20]!r}")
-    kappa = ERFINV_KAPPA if params["name"] == "erfinv" else FUNCTION_KAPPA
-    return Terms(("x", np.array([element])), None, kappa, "float64")
+    return Terms(("x", np.array([element])), None, FUNCTION_KAPPA, "float64")
 
 
 _TERMS: dict[str, Callable[..., Terms]] = {

@@ -163,7 +163,7 @@ def doubt_of(y: torch.Tensor, scale: Scale) -> tuple[torch.Tensor, torch.Tensor]
     if scale.empty is not None:
         scale = scale.refined(y)  # sums of zeros are zero on any hardware
     compute = str(y.dtype).removeprefix("torch.")
-    w = tau_certified(scale.kappa, compute) * scale.dense(y) + eta_certified(scale.kappa, compute)
+    w = scale.width(y, tau_certified(scale.kappa, compute), eta_certified(scale.kappa, compute))
     return y.reshape(-1).double(), w.reshape(-1)
 
 

@@ -61,7 +61,7 @@ def scale_of(mode: str, shape: tuple[int, int, int], y: np.ndarray, fmt: Format,
 
 
 def by_oracle(y: torch.Tensor, s: Scale, fmt: Format, encoding: str, tau: float, eta: float) -> tuple[Log, np.ndarray]:
-    ws = (tau * s.dense(y).reshape(-1) + eta).tolist()
+    ws = [tau * each + eta if each else 0.0 for each in s.dense(y).reshape(-1).tolist()]
     columns, values = naive.encode_site(y.double().reshape(-1).tolist(), ws, fmt, encoding, seq=7)
     return log_of(columns), expected_bits(values, fmt)
 
@@ -99,11 +99,50 @@ def test_few_elements_equal_the_oracle(fmt: Format, data: st.DataObject) -> None
     ys = data.draw(st.lists(hard_doubles(fmt), min_size=1, max_size=7))
     ws = [data.draw(half_widths(fmt, y)) for y in ys]
     y = torch.tensor(ys, dtype=torch.float64)
+    if any(math.isfinite(value) and math.isinf(w) for value, w in zip(ys, ws, strict=True)):
+        assert_endless(y, ws, fmt)
+        return
     for encoding in ENCODINGS:
         columns, values = naive.encode_site(ys, ws, fmt, encoding, seq=7)
         got, out = settle(y, full_scale(ws), fmt, encoding)
         assert got == log_of(columns)
         assert np.array_equal(bits(out), expected_bits(values, fmt))
+
+
+def assert_endless(y: torch.Tensor, ws: list[float], fmt: Format) -> None:
+    """No log is written of a finite value whose half-width is infinite, by the oracle, the kernel or from elsewhere."""
+    with pytest.raises(naive.Fault, match="ENDLESS"):
+        naive.encode_site(y.tolist(), ws, fmt, "sparse", seq=7)
+    sink, s, out = kernels.Sink(0), full_scale(ws), torch.empty(y.shape, dtype=generic.container(fmt))
+    key = kernels.scale_key(s, 1.0, 0.0)
+    assert sink.settle(7, kernels.geometry(y, out, s.shape), fmt.key, key, False) == kernels.ENDLESS
+    index, values, w = (t.numpy().tobytes() for t in generic.in_doubt(y, s, 1.0, 0.0, fmt))
+    assert sink.add(7, y.numel(), fmt.key, index, values, w) == kernels.ENDLESS
+    assert taken(sink) == ((), b"", b"", ())
+
+
+def test_an_infinite_half_width_is_no_bound() -> None:
+    """Whoever recorded it is told; whoever reads it accepts nothing. Infinity itself stands."""
+    y, ws = torch.tensor([1.0, math.inf, 2.0], dtype=torch.float64), [0.0, math.inf, math.inf]
+    assert_endless(y, ws, BFLOAT16)
+    whole = naive.Columns((7, 3, 0, 0, 1, 1), b"\x03", b"", (naive.encode(naive.ordered(2.0, BFLOAT16), BFLOAT16),))
+    assert replay(y, full_scale(ws), BFLOAT16, log_of(whole)).fault == "OUTSIDE"
+    with pytest.raises(naive.Fault, match="OUTSIDE at 2"):
+        naive.decode_site(whole, y.tolist(), ws, BFLOAT16)
+    log, out = settle(y[:2].clone(), full_scale(ws[:2]), BFLOAT16, "sparse")
+    assert replay(y[:2].clone(), full_scale(ws[:2]), BFLOAT16, log).fault == "OK" and out.tolist() == [1.0, math.inf]
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_half_width_of_nothing_admits_one_zero(zero: float) -> None:
+    """Where s is 0, eta counts for nothing: every machine has this number, the sign of a zero included."""
+    y = torch.tensor([zero], dtype=torch.float64)
+    assert settle(y, full_scale([0.0]), BFLOAT16, "sparse", eta=2.0**-100)[0] == ((), b"", b"", ())
+    for other in (-zero, 2.0**-133):
+        place = naive.encode(naive.ordered(other, BFLOAT16), BFLOAT16)
+        log = log_of(naive.Columns((7, 1, 0, 0, 1, 1), b"\x01", b"", (place,)))
+        assert replay(y, full_scale([0.0]), BFLOAT16, log, eta=2.0**-100).fault == "OUTSIDE"
+    assert replay(y, full_scale([5e-324]), BFLOAT16, log, eta=2.0**-133).fault == "OK"
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=by_name)

@@ -14,7 +14,7 @@ from vtrain.engine.randoms import PhiloxSource
 from vtrain.engine.workspace import Workspace
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy
-from vtrain.rounding.bounds import FUNCTION_KAPPA
+from vtrain.rounding.bounds import FACTORS, FUNCTION_KAPPA, LONGEST, fit_float32
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from vtrain.rounding.generic import container
 from vtrain.rounding.scale import Scale
@@ -22,6 +22,13 @@ from vtrain.rounding.scale import Scale
 F32, F64 = torch.float32, torch.float64
 _NO_OVERFLOW = 2.0**126  # of sums in float32, with room for their roundings
 _DRAWS = 0xFFFFFFFF  # draws of a step are numbered in 32 bits
+
+
+def _largest(x: torch.Tensor) -> float:
+    """Largest magnitude, or a bound of it that needs no pass; NaN where there is one."""
+    if x.dtype is torch.float16:
+        return 65504.0
+    return max(abs(float(end)) for end in torch.aminmax(x)) if x.numel() else 0.0
 
 
 def over(x: torch.Tensor, divisor: float) -> torch.Tensor:
@@ -84,17 +91,40 @@ class Engine:
         """C of products and convolutions whose result has ``dtype``."""
         return getattr(torch, self.format(dtype).product_compute)
 
-    def product_dtype_of(self, terms: float, a: torch.Tensor, b: torch.Tensor, rest: float = 0.0) -> torch.dtype:
-        """C of sums of ``terms`` products of elements of a and b, plus ``rest``: wide enough that no order overflows.
+    def product_dtype_of(
+        self, terms: int, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None, alpha: float = 1,
+        beta: float = 1,
+    ) -> torch.dtype:  # fmt: skip
+        """C of alpha * (sums of ``terms`` products of elements of a and b) + beta * bias: such that a bound holds.
 
-        bfloat16 has float32's range, so that a partial sum may overflow in one order and not in another; then no error
-        bound holds (numerics §3). The choice depends on the operands alone, so both sides make it alike.
+        float64 where float32's would be wider than the values are (``LONGEST``), where it would not hold because of the
+        factors (``fit_float32``), and where a partial sum may overflow in one order and not in another. A format does
+        not limit its operands, as batches and given weights enter as they are; a dtype does. The choice depends on
+        shapes, factors and operands alone, so both sides make it alike (numerics §3).
+
+        Raises:
+            UnsupportedOperation: longer sums or larger factors than float64 has a bound for.
         """
+        self.check_factor(alpha)
+        self.check_factor(beta)
+        if terms > LONGEST["float64"]:
+            self.refuse(f"sums of {terms} terms; at most {LONGEST['float64']} are covered")
         c = self.product_dtype(a.dtype)
-        if c is not F32 or self.format(a.dtype).emax < FLOAT32.emax or not a.numel() or not b.numel():
+        if c is not F32:
             return c
-        largest = [max(abs(float(end)) for end in torch.aminmax(x)) for x in (a, b)]
-        return F32 if terms * largest[0] * largest[1] + rest < _NO_OVERFLOW else F64
+        if terms > LONGEST["float32"] or not fit_float32(alpha, beta if bias is not None else 0):
+            return F64
+        rest = 0.0 if bias is None or beta == 0 else abs(beta) * _largest(bias)
+        return F32 if terms * _largest(a) * _largest(b) + rest < _NO_OVERFLOW else F64
+
+    def check_factor(self, value: float) -> None:
+        """Refuse a factor with which float64 would leave its range: there no error bound holds.
+
+        Raises:
+            UnsupportedOperation: its magnitude is outside ``FACTORS``, and it is not 0.
+        """
+        if value != 1 and value != 0 and not FACTORS[0] <= abs(value) <= FACTORS[1]:
+            self.refuse(f"a factor of {value!r}; 0 and magnitudes from 2^-700 to 2^700 are covered")
 
     def refuse(self, why: str) -> NoReturn:
         """Raise for something that this operation can't do."""

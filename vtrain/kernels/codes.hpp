@@ -237,7 +237,8 @@ class Replay {
   }
 
   // numerics §5: the logged value stands only if it is the rounding of a number within w' of y'. NaN has no
-  // neighbourhood, and infinity only itself, or else inf - inf would admit everything.
+  // neighbourhood, and infinity only itself, or else inf - inf would admit everything. A half-width that is 0 admits
+  // y' alone, signs of zeros included, and one that is infinite nothing: it is no bound.
   void accept(uint64_t i, double y, int64_t mine, int64_t logged) {
     const Format& f = g.format;
     double w = half_width(s, g, static_cast<int64_t>(i), y);
@@ -245,8 +246,8 @@ class Replay {
     int64_t kl = ordered(low != low ? -HUGE_VAL : round_format(low, f), f);
     int64_t kh = ordered(high != high ? HUGE_VAL : round_format(high, f), f);
     if (low == 0) kl = -1;  // an end at zero reaches the zero of either sign
-    if (std::isinf(y)) kl = kh = mine;
-    if (y != y || w != w || logged < kl || logged > kh) {
+    if (std::isinf(y) || w == 0) kl = kh = mine;
+    if (y != y || w != w || (std::isinf(w) && !std::isinf(y)) || logged < kl || logged > kh) {
       v.y = y; v.w = w; v.logged = from_ordered(logged, f);
       fail(OUTSIDE, i);
       return;

@@ -13,7 +13,7 @@ enum Holder : int64_t { HOLDS_FLOAT = 0, HOLDS_BFLOAT16 = 1, HOLDS_HALF = 2 };
 struct DoubtArgs {
   const void* y;  // [batch, rows, cols], float or double
   void* out;
-  const double *row, *col, *bias, *full;  // w = tau * (row * col + bias) + eta, or tau * full + eta, or tau * |y| + eta
+  const double *row, *col, *bias, *full;  // w = tau * s + eta, 0 where s is: s = row * col + bias, or full, or |y|
   int64_t* counts;                        // doubt_count: one a strip; doubt_write: where each strip's elements go
   int64_t* index;
   double *value, *width;
@@ -26,15 +26,16 @@ struct DoubtArgs {
   }
   VT_FN double rounded(double v) const { return round_binary(v, p, emin, emax); }
   VT_FN double half_width(int64_t i, double v) const {
-    if (relative) return tau * magnitude_of(v) + eta;
-    if (full) return tau * full[i] + eta;
+    if (relative) return width_of(magnitude_of(v));
+    if (full) return width_of(full[i]);
     const int64_t line = i / cols, column = i % cols;
     const double s = (row ? row[line] : 1.0) * (col ? col[line / rows * cols + column] : 1.0) + (bias ? bias[column] : 0.0);
-    return tau * s + eta;
+    return width_of(s);
   }
+  VT_FN double width_of(double s) const { return s == 0.0 ? 0.0 : tau * s + eta; }
   VT_FN bool in_doubt(int64_t i) const {
     const double v = at(i), w = half_width(i, v);
-    return v == v && as_bits(rounded(v - w)) != as_bits(rounded(v + w));
+    return v == v && w != 0 && as_bits(rounded(v - w)) != as_bits(rounded(v + w));
   }
   VT_FN void store(int64_t i) const {
     const double r = rounded(at(i));

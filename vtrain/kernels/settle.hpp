@@ -12,6 +12,7 @@ namespace vtrain {
 //   w = tau * (r[b, i] * c[b, j] + d[j]) + eta     (null vectors: r, c count as 1, d as 0)
 //   w = tau * |y| + eta                            (relative)
 //   w = tau * s[flat index] + eta                  (s given)
+// but 0 where the scale is 0: then every term is zero, or every order exact, and nothing can underflow.
 struct Scale {
   double tau, eta;
   const double *r, *c, *d, *s;
@@ -32,7 +33,10 @@ struct Entry {
   uint64_t index;
   int64_t value, low, high;  // ordered integers of round(y), round(y - w), round(y + w)
   bool ternary;              // one boundary in the doubt interval, and neither neighbour is near (see codes)
+  bool endless;              // a finite y with a half-width that is not: no bound at all
 };
+
+static inline double width_of(double tau, double eta, double scale) { return scale == 0.0 ? 0.0 : tau * scale + eta; }
 
 static inline double half_width(const Scale& s, const Job& g, int64_t flat, double y) {
   double scale;
@@ -42,7 +46,7 @@ static inline double half_width(const Scale& s, const Job& g, int64_t flat, doub
     int64_t j = flat % g.cols, i = flat / g.cols, b = i / g.rows;
     scale = (s.r ? s.r[i] : 1.0) * (s.c ? s.c[b * g.cols + j] : 1.0) + (s.d ? s.d[j] : 0.0);
   }
-  return s.tau * scale + s.eta;
+  return width_of(s.tau, s.eta, scale);
 }
 
 // y[b, i] and s[b, i] from x[b, :, i, :], strides in elements.

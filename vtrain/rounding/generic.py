@@ -56,7 +56,7 @@ def in_doubt(
         ``(index, y, w)``: flat indices (int64, ascending), values and half-widths (float64), on y's device.
     """
     wide = y.to(torch.float64).reshape(-1) + (-0.0 if signed else 0.0)
-    w = tau * scale.dense(y).reshape(-1) + eta
+    w = scale.width(y, tau, eta).reshape(-1)
     low, high = round_double(wide - w, fmt), round_double(wide + w, fmt)
-    index = (low.view(torch.int64) != high.view(torch.int64)).nonzero().view(-1)
+    index = ((low.view(torch.int64) != high.view(torch.int64)) & (w != 0)).nonzero().view(-1)
     return index, wide[index], w[index]

@@ -150,7 +150,7 @@ def decide(y: float, w: float, fmt: Format) -> Decision | None:
         y: computed value, not rounded.
         w: half-width of the doubt, >= 0, not NaN.
     """
-    if math.isnan(y):
+    if math.isnan(y) or w == 0:
         return None
     low, high = interval(y, w, fmt)
     if low == high:
@@ -207,7 +207,13 @@ def encode_site(
 
     Returns:
         The site's columns, empty where no element is in doubt, and the rounded values.
+
+    Raises:
+        Fault: ENDLESS, a finite value whose half-width is infinite.
     """
+    for i, (y, w) in enumerate(zip(ys, ws, strict=True)):
+        if math.isfinite(y) and math.isinf(w):
+            raise Fault("ENDLESS", i)
     found = [(i, d) for i, (y, w) in enumerate(zip(ys, ws, strict=True)) if (d := decide(y, w, fmt))]
     values = [round_fraction(y, fmt) for y in ys]
     if not found:
@@ -227,10 +233,10 @@ def encode_site(
 
 
 class Fault(Exception):
-    """The log is not one that an honest trainer wrote.
+    """The log is not one that an honest trainer wrote, or can't be written.
 
     Args:
-        kind: a name of ``enum Fault`` in kernels/codes.hpp.
+        kind: a name of ``enum Fault`` in kernels/codes.hpp; or ENDLESS, of a result that has no bound.
         index: flat index of the element, where one is at fault.
     """
 
@@ -265,12 +271,15 @@ def _read_indices(gaps: Iterator[int], count: int, numel: int) -> Iterator[int]:
 
 
 def _accept(index: int, logged: int, y: float, w: float, fmt: Format) -> float:
-    """numerics §5: only the rounding of a number within w of y stands; NaN and infinity have no neighbourhood."""
-    if math.isnan(y) or math.isnan(w):
+    """numerics §5: only the rounding of a number within w of y stands; NaN and infinity have no neighbourhood.
+
+    An infinite w is no bound, and admits nothing; a w of 0 admits y alone.
+    """
+    if math.isnan(y) or math.isnan(w) or (math.isinf(w) and not math.isinf(y)):
         raise Fault("OUTSIDE", index)
     low, high = interval(y, w, fmt)
-    if math.isinf(y):
-        low = high = ordered(y, fmt)
+    if math.isinf(y) or w == 0:
+        low = high = ordered(round_fraction(y, fmt), fmt)
     elif y == w:
         low = -1  # the end is zero, and so both zeros
     if not low <= logged <= high:

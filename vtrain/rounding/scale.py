@@ -50,6 +50,11 @@ class Scale:
     def _vectors(self) -> dict[str, torch.Tensor | None]:
         return {"row": self.row, "col": self.col, "bias": self.bias, "full": self.full}
 
+    def width(self, y: torch.Tensor, tau: float, eta: float) -> torch.Tensor:
+        """Half-widths tau * s + eta, 0 where s is, float64 of ``shape``."""
+        s = self.dense(y)
+        return torch.where(s == 0, 0.0, tau * s + eta)
+
     def dense(self, y: torch.Tensor) -> torch.Tensor:
         """s as a float64 tensor of ``shape``: what the kernels never materialise; for other devices and tests."""
         if self.relative:

@@ -14,9 +14,12 @@ LAMBDA = 6.0  # Higham and Mary 2019: probability of a miss below 2 exp(-lambda^
 SAFETY = 4.0  # on the largest difference that calibration saw
 
 
-def calibration_key(kind: str, length: int) -> str:
-    """Name under which an adaptive threshold is calibrated: kind of operation and binade of its length."""
-    return f"{kind}:2^{max(0, length - 1).bit_length()}"
+def calibration_key(kind: str, length: int, compute: str) -> str:
+    """Name under which an adaptive threshold is calibrated: kind of operation, binade of its length, and C.
+
+    C is part of it because one operation may have two: what float64 was seen to differ by says nothing about float32.
+    """
+    return f"{kind}:2^{max(0, length - 1).bit_length()}:{compute}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Threshold:
         if self.kind == "statistical":
             return statistical, eta
         # A kind that calibration never met falls back to the statistical width: wider, never narrower.
-        return min(statistical, self.table.get(calibration_key(kind, length), statistical)), eta
+        return min(statistical, self.table.get(calibration_key(kind, length, compute), statistical)), eta
 
 
 def parse_threshold(value: str | float | int) -> Threshold:

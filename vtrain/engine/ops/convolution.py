@@ -177,8 +177,7 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
     """y[o] = sum over the patch of weight[o] * x, + bias[o], rounded once: ``(n, o, oh, ow)``."""
     if engine.chain:
         return _chain(engine, "convolution", x, weight, None, bias, s, part)
-    rest = 0.0 if bias is None else float(bias.abs().max())
-    c = engine.product_dtype_of(s.depth, x, weight, rest)
+    c = engine.product_dtype_of(s.depth, x, weight, bias)
     g = s.groups
     y = engine.workspace.get("y", (s.n, s.o, s.area), c, x.device)
 
@@ -237,7 +236,10 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
 
     def scale() -> Scale:
         by_input = weight.view(g, og, cg, -1).transpose(1, 2).reshape(s.c, -1)
-        rows = row_norms(by_input).view(1, -1).expand(s.n, -1).contiguous()
+        norms = row_norms(by_input)
+        if not bool(norms.isfinite().all()):  # an element that an infinite tap does not reach is finite
+            norms = row_norms(by_input.nan_to_num(0.0, 0.0, 0.0))
+        rows = norms.view(1, -1).expand(s.n, -1).contiguous()
         kappa = gradient_kappa(terms, dtype_name(c))
         return Scale("conv", terms, kappa, (s.n * g, cg, s.h * s.w), row=rows, col=spread_norms(engine, grad, s))
 
@@ -332,7 +334,7 @@ def _transposed_size(x: Tensor, weight: Tensor, args: list, extra: Sequence[int]
     return [x.shape[0], weight.shape[1] * groups, h, w]
 
 
-@register("convolution.default", cls=OpClass.VARYING)
+@register("convolution.default", cls=OpClass.VARYING, version=2)
 def convolution(
     engine: Engine,
     x: Tensor,
@@ -359,7 +361,7 @@ def convolution(
     return y.squeeze(2) if flat else y
 
 
-@register("convolution_backward.default", cls=OpClass.VARYING)
+@register("convolution_backward.default", cls=OpClass.VARYING, version=2)
 def convolution_backward(
     engine: Engine,
     grad: Tensor,

@@ -35,7 +35,7 @@ def _shape(a: Tensor, b: Tensor, groups: int) -> tuple[int, ...]:
     return (groups, a.shape[0], b.shape[1]) if both_flat else (a.shape[-2], b.shape[-1])
 
 
-@register("_grouped_mm.default", cls=OpClass.VARYING)
+@register("_grouped_mm.default", cls=OpClass.VARYING, version=2)
 def grouped_mm(
     engine: Engine,
     a: Tensor,
@@ -69,7 +69,7 @@ def grouped_mm(
         s = torch.zeros(shape, dtype=F64, device=a.device)
         for left, right, out in _parts(a, b, s, ends):
             out.copy_(row_norms(left).unsqueeze(1) * row_norms(right.mT).unsqueeze(0))
-        k = a.shape[-1]
+        k = a.shape[-1]  # of each sum, or (2-D by 2-D) of all groups' sums together
         return Scale("mm", k, sum_kappa(k, str(c).removeprefix("torch."), 1), (1, 1, s.numel()), full=s)
 
     return engine.settle("", compute(False), scale, engine.format(a.dtype), lambda: compute(True))

@@ -40,20 +40,17 @@ def product(
     """
     if engine.chain:
         return engine.fixed(part, chain(engine, a, b, bias, alpha, beta), engine.format(a.dtype), signed=True)
-    rest = 0.0 if bias is None or beta == 0 or not bias.numel() else abs(beta) * float(bias.abs().max())
-    c = engine.product_dtype_of(max(1.0, abs(alpha)) * a.shape[-1], a, b, rest)
+    k = a.shape[-1]
+    c = engine.product_dtype_of(k, a, b, bias, alpha, beta)
     wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
     shape = (*a.shape[:-1], b.shape[-1])
     y = engine.workspace.get("y", shape, c, a.device)
-    if bias is None or beta == 0:
-        torch.matmul(wide_a, wide_b, out=y)
-        if alpha != 1:
-            y.mul_(alpha)
+    wide_bias = None if bias is None or beta == 0 else engine.workspace.widen("bias", bias, c).expand(shape)
+    if wide_bias is None or (alpha, beta) != (1, 1):
+        # Factors are not left to libraries, some of which multiply an operand by alpha: that may underflow.
+        _finish(torch.matmul(wide_a, wide_b, out=y), alpha, wide_bias, beta)
     else:
-        wide_bias = engine.workspace.widen("bias", bias, c).expand(shape)
-        fused = torch.addmm if a.dim() == 2 else torch.baddbmm
-        fused(wide_bias, wide_a, wide_b, beta=beta, alpha=alpha, out=y)
-    k = a.shape[-1]
+        (torch.addmm if a.dim() == 2 else torch.baddbmm)(wide_bias, wide_a, wide_b, out=y)
     name = "mm" if a.dim() == 2 else "bmm"
 
     def scale() -> Scale:
@@ -62,7 +59,8 @@ def product(
         kappa = product_kappa(k, dtype_name(c))
         s = Scale(name, k, kappa, (batch, *shape[-2:]), row=rows if alpha == 1 else rows * abs(alpha), col=cols)
         if bias is None or beta == 0:
-            s.empty = lambda: torch.matmul((a != 0).to(F32), (b != 0).to(F32)) == 0  # exact counts below 2^24
+            # A sum of ones is not rounded to 0, however many there are.
+            s.empty = lambda: torch.matmul((a != 0).to(F32), (b != 0).to(F32)) == 0
             return s
         magnitude = bias.to(F64).abs() * abs(beta)
         if bias.dim() == 1 or bias.shape[:-1].numel() == 1:
@@ -73,8 +71,7 @@ def product(
 
     def vary() -> Tensor:
         order = permutation(k, a.device)
-        other = torch.matmul(wide_a[..., order], wide_b[..., order, :]).mul_(alpha)
-        return other if bias is None or beta == 0 else other.add_(bias.to(c) * beta)
+        return _finish(torch.matmul(wide_a[..., order], wide_b[..., order, :]), alpha, wide_bias, beta)
 
     def definition() -> Definition:
         has_bias = bias is not None and beta != 0
@@ -84,6 +81,15 @@ def product(
         return Definition("product", params, {**operands, "bias": bias} if bias is not None and has_bias else operands)
 
     return engine.settle(part, y, scale, engine.format(a.dtype), vary, definition=definition)
+
+
+def _finish(y: Tensor, alpha: float, bias: Tensor | None, beta: float) -> Tensor:
+    """alpha * y + beta * bias in y's dtype, to which the factors are rounded: one operation each, in place."""
+    if alpha != 1:
+        y.mul_(alpha)
+    if bias is not None:
+        y.add_(bias if beta == 1 else torch.mul(bias, beta))
+    return y
 
 
 def chain(
@@ -110,34 +116,34 @@ def _check(engine: Engine, a: Tensor, b: Tensor) -> None:
         engine.refuse(f"operands of dtypes {a.dtype} and {b.dtype}")
 
 
-@register("mm.default", "bmm.default", cls=OpClass.VARYING)
+@register("mm.default", "bmm.default", cls=OpClass.VARYING, version=2)
 def mm(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
     """a @ b."""
     _check(engine, a, b)
     return product(engine, a, b)
 
 
-@register("addmm.default", "baddbmm.default", cls=OpClass.VARYING)
+@register("addmm.default", "baddbmm.default", cls=OpClass.VARYING, version=2)
 def addmm(engine: Engine, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta * bias + alpha * a @ b."""
     _check(engine, a, b)
     return product(engine, a, b, bias, alpha, beta)
 
 
-@register("mv.default", cls=OpClass.VARYING)
+@register("mv.default", cls=OpClass.VARYING, version=2)
 def mv(engine: Engine, a: Tensor, x: Tensor) -> Tensor:
     """Matrix times vector."""
     return product(engine, a, x.unsqueeze(1)).squeeze(1)
 
 
-@register("addmv.default", cls=OpClass.VARYING)
+@register("addmv.default", cls=OpClass.VARYING, version=2)
 def addmv(engine: Engine, bias: Tensor, a: Tensor, x: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta * bias + alpha * a @ x."""
     column = bias.expand(a.shape[0]).unsqueeze(1)
     return product(engine, a, x.unsqueeze(1), column, alpha, beta).squeeze(1)
 
 
-@register("dot.default", "vdot.default", cls=OpClass.VARYING)
+@register("dot.default", "vdot.default", cls=OpClass.VARYING, version=2)
 def dot(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
     """Inner product of two vectors."""
     return product(engine, a.unsqueeze(0), b.unsqueeze(1)).view(())

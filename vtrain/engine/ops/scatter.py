@@ -38,7 +38,7 @@ def settle_linear(
 
     def scale() -> Scale:
         kappa = sum_kappa(max(1, terms), "float64", extra)
-        s = f(wide.abs()).contiguous()
+        s = f(wide.abs()).abs().contiguous()  # a divisor may be negative
         if extra == 0:
             s.masked_fill_(s < exact_below(wide, x.dtype), 0.0)
         return Scale("scatter", max(2, terms), kappa, (1, 1, y.numel()), full=s)
@@ -88,9 +88,15 @@ def embedding_backward(
 
 
 def _accumulate(
-    engine: Engine, x: Tensor, values: Tensor, add: Callable[[Tensor, Tensor], Tensor], alpha: float = 1
+    engine: Engine, x: Tensor, values: Tensor, add: Callable[[Tensor, Tensor], Tensor], alpha: float = 1, terms: int = 0
 ) -> Tensor:
-    """x plus values at indices, rounded once; s likewise from magnitudes."""
+    """x plus values at indices, rounded once; s likewise from magnitudes.
+
+    Args:
+        terms: values added up in all, where that may be more than ``values`` has elements: they are broadcast.
+    """
+    engine.check_factor(alpha)
+    terms = max(terms, values.numel()) + 1
     y = add(x.to(F64), values.to(F64) * alpha)
 
     def scale() -> Scale:
@@ -98,8 +104,8 @@ def _accumulate(
         if alpha == 1:
             exact = min(exact_below(x.to(F64), x.dtype), exact_below(values.to(F64), values.dtype))
             s.masked_fill_(s < exact, 0.0)
-        kappa = sum_kappa(values.numel() + 1, "float64", 1)
-        return Scale("scatter", values.numel() + 1, kappa, (1, 1, y.numel()), full=s.contiguous())
+        kappa = sum_kappa(terms, "float64", 1)
+        return Scale("scatter", terms, kappa, (1, 1, y.numel()), full=s.contiguous())
 
     return engine.settle("", y, scale, engine.format(x.dtype))
 
@@ -177,7 +183,8 @@ def index_put(
     if engine.canonical:
         at = aten.index.Tensor(_flat_positions(x), list(indices))
         return _fixed_scatter(engine, x, at, values.expand(at.shape))
-    return _accumulate(engine, x, values, lambda a, v: aten.index_put.default(a, list(indices), v, True))
+    terms = aten.index.Tensor(x, list(indices)).numel()
+    return _accumulate(engine, x, values, lambda a, v: aten.index_put.default(a, list(indices), v, True), terms=terms)
 
 
 @register("_index_put_impl_.default", cls=OpClass.VARYING, native_when=_no_add)

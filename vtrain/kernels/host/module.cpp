@@ -105,14 +105,16 @@ template <class T> nb::object bytes_of(const std::vector<T>& v) {
 }
 
 constexpr int64_t FEW_ZEROS = 32;  // entries that are cheaper to log than to look into
+constexpr int64_t ZEROS = -1, ENDLESS = -2;  // what is returned in place of a number of entries
 
 // What one step logs. One a run; settle() appends, take() hands the columns over and starts anew.
 class Sink {
  public:
   explicit Sink(int encoding) : encoding_(encoding) {}
 
-  // Number of entries; -1, and nothing is kept, where many zeros are in doubt and the caller asked to know: finding out
-  // which of them are sums of zeros costs it another product.
+  // Number of entries. ZEROS, and nothing is kept, where many zeros are in doubt and the caller asked to know: finding
+  // out which of them are sums of zeros costs it another product. ENDLESS, and nothing is kept, where a finite value has a
+  // half-width that is infinite.
   int64_t settle(uint64_t seq, const GeometryTuple& geometry, const FormatTuple& format, const ScaleTuple& scale, bool ask) {
     Job job = job_of(geometry, format);
     Scale s = scale_of(scale);
@@ -123,12 +125,12 @@ class Sink {
     if (ask)
       for (const auto& part : parts)
         for (const Entry& e : part) zeros += e.value == 0 && e.low < 0;
-    if (zeros > FEW_ZEROS) return -1;
-    return static_cast<int64_t>(put(seq, static_cast<uint64_t>(job.batch * job.rows * job.cols), parts, job.format));
+    if (zeros > FEW_ZEROS) return ZEROS;
+    return put(seq, static_cast<uint64_t>(job.batch * job.rows * job.cols), parts, job.format);
   }
 
   // Entries found elsewhere (another device): parallel little-endian arrays as bytes.
-  uint64_t add(uint64_t seq, uint64_t numel, const FormatTuple& format, nb::bytes index, nb::bytes y, nb::bytes w) {
+  int64_t add(uint64_t seq, uint64_t numel, const FormatTuple& format, nb::bytes index, nb::bytes y, nb::bytes w) {
     auto [container, p, emin, emax] = format;
     Format f{container, p, emin, emax};
     size_t n = index.size() / 8;
@@ -143,10 +145,11 @@ class Sink {
       double low = py[q] - pw[q], high = py[q] + pw[q];
       e.low = ordered(low != low ? -HUGE_VAL : round_format(low, f), f);
       e.high = ordered(high != high ? HUGE_VAL : round_format(high, f), f);
-      if (py[q] != py[q] || e.low == e.high) continue;
+      if (py[q] != py[q] || pw[q] == 0 || e.low == e.high) continue;
       e.value = ordered(round_format(py[q], f), f);
       e.ternary = e.high - e.low == 1 && py[q] - 3.0 * pw[q] > from_ordered(e.low, f) &&
                   py[q] + 3.0 * pw[q] < from_ordered(e.high, f);
+      e.endless = std::isinf(pw[q]) && !std::isinf(py[q]);
       parts[0].push_back(e);
     }
     return put(seq, numel, parts, f);
@@ -159,9 +162,13 @@ class Sink {
   }
 
  private:
-  uint64_t put(uint64_t seq, uint64_t numel, const std::vector<std::vector<Entry>>& parts, const Format& f) {
-    uint64_t n = 0;
-    for (const auto& part : parts) n += part.size();
+  int64_t put(uint64_t seq, uint64_t numel, const std::vector<std::vector<Entry>>& parts, const Format& f) {
+    int64_t n = 0;
+    for (const auto& part : parts) {
+      n += static_cast<int64_t>(part.size());
+      for (const Entry& e : part)
+        if (e.endless) return ENDLESS;
+    }
     if (n) put_site(c_, seq, numel, parts, f, encoding_);
     return n;
   }

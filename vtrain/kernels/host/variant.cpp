@@ -22,21 +22,21 @@ template <class C> inline void widths(const Job& g, const Scale& s, int64_t flat
   const double tau = s.tau, eta = s.eta;
   const C* y = static_cast<const C*>(g.y) + flat;
   if (s.relative) {
-    for (int64_t q = 0; q < n; q++) w[q] = tau * std::fabs(static_cast<double>(y[q])) + eta;
+    for (int64_t q = 0; q < n; q++) w[q] = width_of(tau, eta, std::fabs(static_cast<double>(y[q])));
     return;
   }
   if (s.s) {
-    for (int64_t q = 0; q < n; q++) w[q] = tau * s.s[flat + q] + eta;
+    for (int64_t q = 0; q < n; q++) w[q] = width_of(tau, eta, s.s[flat + q]);
     return;
   }
   const int64_t i = flat / g.cols, j = flat % g.cols, b = i / g.rows;
   const double r = s.r ? s.r[i] : 1.0;
   const double* c = s.c ? s.c + b * g.cols + j : nullptr;
   const double* d = s.d ? s.d + j : nullptr;
-  if (c && d) for (int64_t q = 0; q < n; q++) w[q] = tau * (r * c[q] + d[q]) + eta;
-  else if (c) for (int64_t q = 0; q < n; q++) w[q] = tau * (r * c[q]) + eta;
-  else if (d) for (int64_t q = 0; q < n; q++) w[q] = tau * (r + d[q]) + eta;
-  else std::fill(w, w + n, tau * r + eta);
+  if (c && d) for (int64_t q = 0; q < n; q++) w[q] = width_of(tau, eta, r * c[q] + d[q]);
+  else if (c) for (int64_t q = 0; q < n; q++) w[q] = width_of(tau, eta, r * c[q]);
+  else if (d) for (int64_t q = 0; q < n; q++) w[q] = width_of(tau, eta, r + d[q]);
+  else std::fill(w, w + n, width_of(tau, eta, r));
 }
 
 // Round n elements and flag those in doubt; true if there is one.
@@ -67,7 +67,7 @@ inline bool block_any(const C* y, const double* w, double* r, uint64_t* flag, in
 }
 
 inline void collect(const Job& g, double y, double w, int64_t flat, std::vector<Entry>& out) {
-  if (y != y) return;  // NaN is never in doubt (numerics §7)
+  if (y != y || w == 0) return;  // NaN is never in doubt (numerics §7), nor is -0 because -0 + 0 is +0
   const Format& f = g.format;
   Entry e;
   e.index = static_cast<uint64_t>(flat);
@@ -78,6 +78,7 @@ inline void collect(const Job& g, double y, double w, int64_t flat, std::vector<
   e.value = ordered(round_format(y, f), f);
   double below = from_ordered(e.low, f), above = from_ordered(e.high, f);
   e.ternary = e.high - e.low == 1 && y - 3.0 * w > below && y + 3.0 * w < above;
+  e.endless = std::isinf(w) && !std::isinf(y);
   out.push_back(e);
 }
 
