@@ -62,8 +62,9 @@ def image(cols: Tensor, out: Tensor, s: Shape) -> None:
 def by_channel(engine: Engine, y: Tensor, dtype: torch.dtype, name: str = "b") -> Tensor:
     """y ``(samples, o, oh, ow)`` in C with the channels first: ``(o, samples * area)``."""
     samples, o = y.shape[:2]
-    out = engine.workspace.get(name, (o, samples, math.prod(y.shape[2:])), dtype, y.device)
-    return out.copy_(y.reshape(samples, o, -1).transpose(0, 1)).view(o, -1)
+    area = math.prod(y.shape[2:])
+    out = engine.workspace.get(name, (o, samples, area), dtype, y.device)
+    return out.copy_(y.reshape(samples, o, area).transpose(0, 1)).view(o, samples * area)
 
 
 def _definition(kind: str, s: Shape, c: torch.dtype, **operands: Tensor | None) -> DefinitionFn:
@@ -240,7 +241,7 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
 
 def _channel_norms(x: Tensor) -> Tensor:
     """Norm of each channel over samples and positions, float64."""
-    flat = x.reshape(x.shape[0], x.shape[1], -1)
+    flat = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
     by_sample = row_norms(flat.contiguous())
     return by_sample.square_().sum(0).sqrt_()
 
@@ -254,7 +255,7 @@ def _tap_norms(x: Tensor, s: Shape) -> Tensor:
     return _unfolded(x.to(F64), s).square_().sum((0, 2)).sqrt_().view(s.c, -1)
 
 
-@register("convolution.default", cls=OpClass.VARYING)
+@register("convolution.default", cls=OpClass.VARYING, version=2)
 def convolution(
     engine: Engine,
     x: Tensor,
@@ -288,7 +289,7 @@ def _want_gradient(engine: Engine, grad: Tensor, shape: tuple[int, ...]) -> None
         engine.refuse(f"a gradient of {list(grad.shape)}; want {list(shape)}")
 
 
-@register("convolution_backward.default", cls=OpClass.VARYING)
+@register("convolution_backward.default", cls=OpClass.VARYING, version=2)
 def convolution_backward(
     engine: Engine,
     grad: Tensor,
