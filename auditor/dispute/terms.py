@@ -154,20 +154,16 @@ class _Geometry:
     pw: int
     dh: int
     dw: int
+    oh: int
+    ow: int
     groups: int
 
     def __post_init__(self) -> None:
         values = list(vars(self).values())
         _want(all(type(v) is int and 0 <= v < 1 << 31 for v in values), "geometry")
         _want(min(self.sh, self.sw, self.dh, self.dw, self.groups, self.kh, self.kw) > 0, "geometry")
-
-    @property
-    def oh(self) -> int:
-        return (self.h + 2 * self.ph - self.dh * (self.kh - 1) - 1) // self.sh + 1
-
-    @property
-    def ow(self) -> int:
-        return (self.w + 2 * self.pw - self.dw * (self.kw - 1) - 1) // self.sw + 1
+        _want((self.oh - 1) * self.sh + self.dh * (self.kh - 1) < self.h + 2 * self.ph, "output height")
+        _want((self.ow - 1) * self.sw + self.dw * (self.kw - 1) < self.w + 2 * self.pw, "output width")
 
     @property
     def cg(self) -> int:

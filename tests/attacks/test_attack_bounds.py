@@ -57,7 +57,8 @@ def test_a_long_sum_can_not_be_chosen(which: str, cheats: bool, tmp_path: Path) 
         settle = wished if cheats and role == "record" else HONEST
         with (
             mock.patch.object(Recorder, "settle", settle),
-            open_run(tmp_path / "run", model=model, optimizer=SGD, **more) as run,run.step({"x": x})
+            open_run(tmp_path / "run", model=model, optimizer=SGD, **more) as run,
+            run.step({"x": x}),
         ):
             run.model(x).square().mean().backward()
             run.optimizer.step()

@@ -70,12 +70,29 @@ def test_convolutions(g: tuple[Any, ...]) -> None:
     y = torch.nn.functional.conv2d(*wide, bias.double(), stride, padding, dilation, groups)
     grad = small(*y.shape)
     y.backward(grad.double())
-    geometry = [2, 4, h, w, 8, kh, kw, *stride, *padding, *dilation, groups]
+    geometry = [2, 4, h, w, 8, kh, kw, *stride, *padding, *dilation, *y.shape[2:], groups]
     params = {"geometry": geometry, "c": "float64"}
     same("convolution", params, {"x": x, "weight": weight, "bias": bias}, y.detach())
     assert wide[0].grad is not None and wide[1].grad is not None
     same("input_gradient", params, {"grad": grad, "weight": weight}, wide[0].grad)
     same("weight_gradient", params, {"grad": grad, "x": x}, wide[1].grad)
+
+
+@pytest.mark.parametrize(("stride", "dilation", "more"), [((1, 1), (3, 2), (2, 1)), ((2, 1), (4, 3), (3, 2))])
+def test_transposed_convolutions_that_leave_positions_out(
+    stride: tuple[int, int], dilation: tuple[int, int], more: tuple[int, int]
+) -> None:
+    """With output_padding >= stride more positions fit into the output than the input has."""
+    x, weight = small(2, 4, 3, 4), small(4, 3, 3, 2)
+    wide = x.double().requires_grad_(), weight.double().requires_grad_()
+    y = torch.nn.functional.conv_transpose2d(*wide, None, stride, 1, more, 1, dilation)
+    grad = small(*y.shape)
+    y.backward(grad.double())
+    params = {"geometry": [2, 3, *y.shape[2:], 4, 3, 2, *stride, 1, 1, *dilation, 3, 4, 1], "c": "float64"}
+    assert wide[0].grad is not None and wide[1].grad is not None
+    same("input_gradient", params, {"grad": x, "weight": weight}, y.detach())
+    same("convolution", params, {"x": grad, "weight": weight}, wide[0].grad)
+    same("weight_gradient", params, {"grad": x, "x": grad}, wide[1].grad)
 
 
 @pytest.mark.parametrize("dims", [[0], [1], [0, 2], [0, 1, 2], [2, 1], []])
@@ -126,7 +143,7 @@ def test_bound_is_that_of_the_contract() -> None:
 def test_a_convolution_s_scale_takes_whole_rows() -> None:
     """Where a part of the kernel meets padding, as the engine's scale does."""
     x, weight = small(1, 1, 3, 3), small(1, 1, 3, 3)
-    params = {"geometry": [1, 1, 3, 3, 1, 3, 3, 1, 1, 1, 1, 1, 1, 1], "c": "float32"}
+    params = {"geometry": [1, 1, 3, 3, 1, 3, 3, 1, 1, 1, 1, 1, 1, 3, 3, 1], "c": "float32"}
     found = value("convolution", params, {"x": x, "weight": weight}, [1, 1, 3, 3], 0)
     wanted = (9 + 1 + 1) * 2.0**-24 * float(weight.double().norm() * x[0, 0, :2, :2].double().norm())
     assert wanted <= found.bound <= wanted * (1 + 1e-5)
@@ -214,9 +231,10 @@ BAD: list[tuple[str, Any, Any, tuple[int, ...], str]] = [
     ("product", C64, AB, (2, 3), "result"),
     ("product", C64, {"a": (1, 2, 3)}, (2, 2), "missing"),
     ("product", C64, {**AB, "bias": (3,)}, (2, 2), "bias"),
-    ("convolution", {"geometry": [1] * 13, "c": "float64"}, CONV, (1,), "short"),
-    ("convolution", {"geometry": [1] * 7 + [0] + [1] * 6, "c": "float64"}, CONV, (1,), "stride"),
-    ("convolution", {"geometry": [-1] * 14, "c": "float64"}, CONV, (1,), "negative"),
+    ("convolution", {"geometry": [1] * 15, "c": "float64"}, CONV, (1,), "short"),
+    ("convolution", {"geometry": [1] * 7 + [0] + [1] * 8, "c": "float64"}, CONV, (1,), "stride"),
+    ("convolution", {"geometry": [-1] * 16, "c": "float64"}, CONV, (1,), "negative"),
+    ("convolution", {"geometry": [1] * 9 + [0, 0, 1, 1, 2, 1, 1], "c": "float64"}, CONV, (2,), "too many outputs"),
     ("sum", {**SUM, "dims": [0, 0]}, {"x": (2, 2)}, (2,), "twice"),
     ("sum", {**SUM, "dims": [2]}, {"x": (2, 2)}, (2,), "dim"),
     ("sum", {**SUM, "divisor": "0x0p+0"}, {"x": (2, 2)}, (2,), "divisor"),

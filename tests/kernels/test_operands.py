@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from vtrain import kernels
 from vtrain.errors import OperandError
 from vtrain.kernels import _host, canonical, launch  # type: ignore[attr-defined]
 from vtrain.rounding.formats import FLOAT32
@@ -258,3 +259,37 @@ def test_an_extension_of_another_version_is_noticed(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(launch.SIGNATURES, "sgd")
     with pytest.raises(OperandError, match=r"^kernels sgd:"):
         launch.check_signatures()
+
+
+PATCHES = (2, 3, 5, 5, 3, 3, 1, 1, 1, 1, 1, 1, 5, 5)
+
+
+@pytest.mark.parametrize("which", ["x", "cols", "x strides", "geometry", "overflow"])
+def test_columns_are_as_long_as_the_geometry_says(which: str) -> None:
+    x, cols, geometry = ones(2, 3, 5, 5), ones(27, 50), PATCHES
+    kernels.to_columns(x, cols, geometry)
+    kernels.from_columns(cols, x, geometry)
+    if which == "x":
+        x = ones(2, 3, 5, 4)
+    elif which == "cols":
+        cols = ones(27, 49)
+    elif which == "x strides":
+        x = ones(2, 3, 5, 10)[..., ::2]
+    else:
+        geometry = (*PATCHES[:-2], 5, -5) if which == "geometry" else (*PATCHES[:6], 1 << 62, *PATCHES[7:])
+    for call in (lambda: kernels.to_columns(x, cols, geometry), lambda: kernels.from_columns(cols, x, geometry)):
+        with pytest.raises(ValueError, match=r"want|none|beyond"):
+            call()
+    if which != "cols":
+        with pytest.raises(ValueError, match=r"want|none|beyond"):
+            kernels.tap_squares(x, geometry)
+
+
+@pytest.mark.parametrize("vector", ["row", "col", "bias", "full"])
+def test_a_scale_s_vectors_are_as_long_as_its_shape_says(vector: str) -> None:
+    lengths = {"row": 6, "col": 8, "bias": 4, "full": 24}
+    right = torch.ones(lengths[vector], dtype=torch.float64)
+    for wrong in (right[1:], torch.cat([right, right])[::2], right.float()):
+        kernels.scale_key(Scale("test", 1, 1.0, (2, 3, 4), **{vector: right}), 0.0, 0.0)
+        with pytest.raises(ValueError, match="a vector"):
+            kernels.scale_key(Scale("test", 1, 1.0, (2, 3, 4), **{vector: wrong}), 0.0, 0.0)

@@ -13,12 +13,13 @@ from vtrain.kernels.launch import SIGNATURES
 
 MAIN = Path(__file__).with_name("sanitizer_main.cpp")
 KERNELS = Path(__file__).parents[2] / "vtrain" / "kernels"
+COLUMNS = Path(__file__).with_name("columns_main.cpp"), KERNELS / "host" / "columns.cpp"
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-math-errno", f"-I{KERNELS}", "-fopenmp"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREAD = ["-fsanitize=thread", "-DVTRAIN_STD_THREADS"]  # ThreadSanitizer does not know OpenMP's barriers
 
 
-def built(folder: Path, flags: list[str]) -> Path:
+def built(folder: Path, flags: list[str], *sources: Path) -> Path:
     """The program; the test is skipped where there is no compiler or no sanitizer."""
     compiler = shutil.which("c++")
     if compiler is None:
@@ -28,7 +29,7 @@ def built(folder: Path, flags: list[str]) -> Path:
                            capture_output=True)  # fmt: skip
     if probe.returncode:
         pytest.skip(f"the compiler has no {flags[0]}: {probe.stderr[:100]}")
-    subprocess.run([compiler, *FLAGS, *flags, str(MAIN), "-o", str(program)], check=True)
+    subprocess.run([compiler, *FLAGS, *flags, *map(str, sources or (MAIN,)), "-o", str(program)], check=True)
     return program
 
 
@@ -58,5 +59,24 @@ def test_no_kernel_is_reported(flags: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_broken_is_reported(flags: list[str], broken: str, report: str, tmp_path: Path) -> None:
     done = run(built(tmp_path, [*flags, f"-D{broken}"]))
+    assert done.returncode != 0
+    assert report in done.stderr
+
+
+@pytest.mark.timeout(600)
+def test_columns_of_hard_geometries(tmp_path: Path) -> None:
+    done = run(built(tmp_path, ADDRESS, *COLUMNS))
+    assert done.returncode == 0, done.stderr[:3000]
+    assert done.stderr == ""
+    assert int(done.stdout.split()[0]) > 1000
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("broken", "report"), [("BREAK_LENGTH", "elements, want"), ("BREAK_CHECK", "heap-buffer-overflow")]
+)
+@pytest.mark.slow
+def test_columns_that_are_too_short_are_reported(broken: str, report: str, tmp_path: Path) -> None:
+    done = run(built(tmp_path, [*ADDRESS, f"-D{broken}"], *COLUMNS))
     assert done.returncode != 0
     assert report in done.stderr

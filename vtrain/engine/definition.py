@@ -6,7 +6,7 @@ Kinds, their parameters and operands (floats are C99 hexadecimal; ``c`` is the d
   that a column is as short a piece of memory as a row; ``bias`` is broadcast to ``(batch, m, n)``.
 - ``convolution`` of ``x (n, c, h, w)`` by ``weight (o, c / groups, kh, kw)``, plus ``bias (o)``; ``input_gradient`` of
   ``grad (n, o, oh, ow)`` and ``weight``; ``weight_gradient`` of ``grad`` and ``x``. ``geometry`` lists n, c, h, w, o,
-  kh, kw, and strides, paddings, dilations (two each) and groups.
+  kh, kw, strides, paddings, dilations and output size (two each), and groups.
 - ``sum`` over ``dims`` of ``x``, of its squares where ``square`` is true, over ``divisor``.
 - ``function``: ``name`` of each element of ``x``; ``exponent`` for ``pow``.
 """

@@ -33,7 +33,23 @@ def _pointer(t: torch.Tensor | None) -> int:
 
 
 def scale_key(scale: Scale, tau: float, eta: float) -> ScaleKey:
-    """A scale as the kernels take it: tau, eta, addresses of the vectors (which must outlive the call), relative."""
+    """A scale as the kernels take it: tau, eta, addresses of the vectors (which must outlive the call), relative.
+
+    Raises:
+        ValueError: a vector is not float64, contiguous and as long as the scale's shape says.
+    """
+    batch, rows, cols = scale.shape
+    lengths = (
+        (scale.row, batch * rows),
+        (scale.col, batch * cols),
+        (scale.bias, cols),
+        (scale.full, batch * rows * cols),
+    )
+    for vector, length in lengths:
+        if vector is not None and not (
+            vector.numel() == length and vector.dtype is torch.float64 and vector.is_contiguous()
+        ):
+            raise ValueError(f"a scale of shape {scale.shape} with a vector {tuple(vector.shape)} of {vector.dtype}")
     vectors = (_pointer(scale.row), _pointer(scale.col), _pointer(scale.bias), _pointer(scale.full))
     return (tau, eta, *vectors, scale.relative)
 
@@ -152,20 +168,40 @@ def channel_squares(x: torch.Tensor) -> torch.Tensor:
 Geometry = tuple[int, ...]  # n, c, h, w, kh, kw, stride (2), padding (2), dilation (2), oh, ow: see host/columns.hpp
 
 
+def _array(t: torch.Tensor) -> tuple[int, int]:
+    """Address and number of elements: the kernels compare it with what the geometry says."""
+    if not t.is_contiguous() or t.device.type != "cpu":
+        raise ValueError(
+            f"an operand {tuple(t.shape)} on {t.device}, strides {t.stride()}; want a contiguous one in memory"
+        )
+    return t.data_ptr(), t.numel()
+
+
 def to_columns(x: torch.Tensor, cols: torch.Tensor, g: Geometry) -> None:
-    """Patches of x ``(n, c, h, w)`` as ``(c * kh * kw, n * oh * ow)`` in C, both contiguous."""
-    wide = cols.dtype is torch.float64
-    _host.columns(g, TYPES[x.dtype], x.data_ptr(), wide, cols.data_ptr(), torch.get_num_threads())
+    """Patches of x ``(n, c, h, w)`` as ``(c * kh * kw, n * oh * ow)`` in C, both contiguous.
+
+    Raises:
+        ValueError: operands that are not as the geometry says; so do the others.
+    """
+    wide = _is_wide(cols)
+    _host.columns(g, TYPES[x.dtype], _array(x), wide, _array(cols), torch.get_num_threads())
 
 
 def from_columns(cols: torch.Tensor, x: torch.Tensor, g: Geometry) -> None:
     """The transpose of ``to_columns``: x becomes the sum of the columns' elements that read it, in C."""
-    _host.image(g, cols.dtype is torch.float64, cols.data_ptr(), x.data_ptr(), torch.get_num_threads())
+    if cols.dtype is not x.dtype:
+        raise ValueError(f"columns of {cols.dtype} into {x.dtype}")
+    _host.image(g, _is_wide(cols), _array(cols), _array(x), torch.get_num_threads())
 
 
 def tap_squares(x: torch.Tensor, g: Geometry) -> torch.Tensor:
     """Sum of squares of what each kernel tap reads of x ``(n, c, h, w)``, contiguous: float64 ``(c, kh * kw)``."""
     out = torch.empty((g[1], g[4] * g[5]), dtype=torch.float64)
-    if out.numel():
-        _host.taps(g, TYPES[x.dtype], x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    _host.taps(g, TYPES[x.dtype], _array(x), _array(out), torch.get_num_threads())
     return out
+
+
+def _is_wide(t: torch.Tensor) -> bool:
+    if t.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"columns of {t.dtype}, want float32 or float64")
+    return t.dtype is torch.float64

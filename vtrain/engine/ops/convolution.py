@@ -7,8 +7,7 @@ accuracy for speed (Winograd, FFT) can't be reached from here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.definition import Definition, DefinitionFn, dtype_name
+from vtrain.engine.ops.geometry import Shape, as_2d, shape_of, transposed_shape
 from vtrain.engine.ops.matmul import permutation, row_norms
 from vtrain.engine.ops.reduction import settled_sum
 from vtrain.engine.optable import OpClass, register
@@ -24,67 +24,6 @@ from vtrain.rounding.bounds import forward_kappa, gradient_kappa
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
-CHUNK_BYTES = 24 << 20
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Geometry of a 2-D convolution of x ``(n, c, h, w)`` by weight ``(o, c / groups, kh, kw)``."""
-
-    n: int
-    c: int
-    h: int
-    w: int
-    o: int
-    kh: int
-    kw: int
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-    @property
-    def out(self) -> tuple[int, int]:
-        """Output height and width."""
-        size = [
-            (i + 2 * p - d * (k - 1) - 1) // s + 1
-            for i, k, s, p, d in zip(
-                (self.h, self.w), (self.kh, self.kw), self.stride, self.padding, self.dilation, strict=True
-            )
-        ]
-        return size[0], size[1]
-
-    @property
-    def area(self) -> int:
-        """Output positions of a sample."""
-        return self.out[0] * self.out[1]
-
-    @property
-    def depth(self) -> int:
-        """Rows of a group's columns: terms of an output's sum."""
-        return self.c // self.groups * self.kh * self.kw
-
-    def key(self, samples: int, channels: int) -> kernels.Geometry:
-        """The geometry as the kernels take it."""
-        return (
-            samples,
-            channels,
-            self.h,
-            self.w,
-            self.kh,
-            self.kw,
-            *self.stride,
-            *self.padding,
-            *self.dilation,
-            *self.out,
-        )
-
-    def chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
-        """Ranges of samples whose columns fit into CHUNK_BYTES, at least one sample each."""
-        each = self.c * self.kh * self.kw * self.area * (8 if dtype is F64 else 4)
-        step = max(1, CHUNK_BYTES // max(1, each))
-        for at in range(0, self.n, step):
-            yield at, min(self.n, at + step)
 
 
 def columns(engine: Engine, x: Tensor, s: Shape, dtype: torch.dtype, name: str = "a") -> Tensor:
@@ -95,8 +34,20 @@ def columns(engine: Engine, x: Tensor, s: Shape, dtype: torch.dtype, name: str =
         source = x.contiguous()
         kernels.to_columns(source.to(F32) if source.dtype is torch.float16 else source, out, s.key(samples, channels))
         return out
-    patches = F.unfold(x.to(dtype), (s.kh, s.kw), s.dilation, s.padding, s.stride)
-    return out.copy_(patches.transpose(0, 1).reshape(out.shape))
+    return out.copy_(_unfolded(x.to(dtype), s).transpose(0, 1).reshape(out.shape))
+
+
+def _unfolded(x: Tensor, s: Shape) -> Tensor:
+    """Patches of x by tensor operations, for other devices: ``(samples, channels * kh * kw, area)``."""
+    patches = F.unfold(x, (s.kh, s.kw), s.dilation, s.padding, s.stride).unflatten(2, s.most)
+    return patches[..., : s.out[0], : s.out[1]].flatten(2)
+
+
+def _folded(patches: Tensor, s: Shape) -> Tensor:
+    """Transpose of ``_unfolded``."""
+    missing = (0, s.most[1] - s.out[1], 0, s.most[0] - s.out[0])
+    whole = F.pad(patches.unflatten(2, s.out), missing).flatten(2)
+    return F.fold(whole, (s.h, s.w), (s.kh, s.kw), s.dilation, s.padding, s.stride)
 
 
 def image(cols: Tensor, out: Tensor, s: Shape) -> None:
@@ -105,27 +56,27 @@ def image(cols: Tensor, out: Tensor, s: Shape) -> None:
     if cols.device.type == "cpu":
         kernels.from_columns(cols, out, s.key(samples, channels))
         return
-    patches = cols.view(-1, samples, s.area).transpose(0, 1)
-    out.copy_(F.fold(patches, (s.h, s.w), (s.kh, s.kw), s.dilation, s.padding, s.stride))
+    out.copy_(_folded(cols.view(-1, samples, s.area).transpose(0, 1), s))
 
 
 def by_channel(engine: Engine, y: Tensor, dtype: torch.dtype, name: str = "b") -> Tensor:
     """y ``(samples, o, oh, ow)`` in C with the channels first: ``(o, samples * area)``."""
     samples, o = y.shape[:2]
-    out = engine.workspace.get(name, (o, samples, math.prod(y.shape[2:])), dtype, y.device)
-    return out.copy_(y.reshape(samples, o, -1).transpose(0, 1)).view(o, -1)
+    area = math.prod(y.shape[2:])
+    out = engine.workspace.get(name, (o, samples, area), dtype, y.device)
+    return out.copy_(y.reshape(samples, o, area).transpose(0, 1)).view(o, samples * area)
 
 
 def _definition(kind: str, s: Shape, c: torch.dtype, **operands: Tensor | None) -> DefinitionFn:
     """What a convolution or one of its gradients is exactly."""
-    geometry = [s.n, s.c, s.h, s.w, s.o, s.kh, s.kw, *s.stride, *s.padding, *s.dilation, s.groups]
+    geometry = [s.n, s.c, s.h, s.w, s.o, s.kh, s.kw, *s.stride, *s.padding, *s.dilation, *s.out, s.groups]
     given = {name: t for name, t in operands.items() if t is not None}
     return lambda: Definition(kind, {"geometry": geometry, "c": dtype_name(c)}, given)
 
 
 def _simple(s: Shape) -> bool:
-    """Whether average pooling can add up a patch: no dilation, padding at most half the kernel."""
-    return s.dilation == (1, 1) and 2 * s.padding[0] <= s.kh and 2 * s.padding[1] <= s.kw
+    """Whether average pooling can add up a patch: no dilation, padding at most half the kernel, all that fits."""
+    return s.dilation == (1, 1) and 2 * s.padding[0] <= s.kh and 2 * s.padding[1] <= s.kw and s.out == s.most
 
 
 def _group_squares(x: Tensor, groups: int) -> Tensor:
@@ -292,7 +243,7 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
 
 def _channel_norms(x: Tensor) -> Tensor:
     """Norm of each channel over samples and positions, float64."""
-    flat = x.reshape(x.shape[0], x.shape[1], -1)
+    flat = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
     by_sample = row_norms(flat.contiguous())
     return by_sample.square_().sum(0).sqrt_()
 
@@ -303,35 +254,7 @@ def _tap_norms(x: Tensor, s: Shape) -> Tensor:
         source = x.contiguous()
         source = source.to(F32) if source.dtype is torch.float16 else source
         return kernels.tap_squares(source, s.key(s.n, s.c)).sqrt_()
-    patches = F.unfold(x.to(F64), (s.kh, s.kw), s.dilation, s.padding, s.stride)
-    return patches.square_().sum((0, 2)).sqrt_().view(s.c, -1)
-
-
-def _pair(v: Sequence[int]) -> tuple[int, int]:
-    return (v[0], v[1]) if len(v) == 2 else (v[0], v[0])
-
-
-def _as_2d(engine: Engine, x: Tensor, weight: Tensor, args: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, list]:
-    """A 1-D convolution as a 2-D one of height 1; higher ones are refused."""
-    if x.dim() == 4:
-        return x, weight, [_pair(a) for a in args]
-    if x.dim() != 3:
-        engine.refuse(f"a convolution over {x.dim() - 2} dimensions; 1 and 2 are covered")
-    stride, padding, dilation = (a[0] for a in args)
-    return x.unsqueeze(2), weight.unsqueeze(2), [(1, stride), (0, padding), (1, dilation)]
-
-
-def _shape(x: Sequence[int], weight: Tensor, args: list, groups: int) -> Shape:
-    n, c, h, w = x
-    return Shape(n, c, h, w, weight.shape[0], weight.shape[2], weight.shape[3], args[0], args[1], args[2], groups)
-
-
-def _transposed_size(x: Tensor, weight: Tensor, args: list, extra: Sequence[int], groups: int) -> list[int]:
-    (sh, sw), (ph, pw), (dh, dw) = args
-    eh, ew = _pair(extra) if len(extra) == 2 else (0, extra[0])
-    h = (x.shape[2] - 1) * sh - 2 * ph + dh * (weight.shape[2] - 1) + eh + 1
-    w = (x.shape[3] - 1) * sw - 2 * pw + dw * (weight.shape[3] - 1) + ew + 1
-    return [x.shape[0], weight.shape[1] * groups, h, w]
+    return _unfolded(x.to(F64), s).square_().sum((0, 2)).sqrt_().view(s.c, -1)
 
 
 @register("convolution.default", cls=OpClass.VARYING, version=2)
@@ -349,16 +272,23 @@ def convolution(
 ) -> Tensor:
     """1-D and 2-D convolutions, grouped, dilated, transposed."""
     flat = x.dim() == 3
-    x, weight, args = _as_2d(engine, x, weight, (stride, padding, dilation))
+    x, weight, args = as_2d(engine, x, weight, (stride, padding, dilation))
+    wanted = weight.shape[1] * groups if transposed else weight.shape[0]
+    if bias is not None and list(bias.shape) != [wanted]:
+        engine.refuse(f"a bias of {list(bias.shape)}; want {[wanted]}")
     if transposed:
-        size = _transposed_size(x, weight, args, output_padding, groups)
-        s = _shape(size, weight, args, groups)
+        s = transposed_shape(engine, x.shape, weight, args, output_padding, groups)
         y = input_gradient(engine, x, weight, s, "transposed")
         if bias is not None:
             y = engine.finish(torch.add(engine.lift(y), engine.lift(bias).view(1, -1, 1, 1)), x.dtype)
     else:
-        y = forward(engine, x, weight, bias, _shape(x.shape, weight, args, groups))
+        y = forward(engine, x, weight, bias, shape_of(engine, x.shape, weight, args, groups))
     return y.squeeze(2) if flat else y
+
+
+def _want_gradient(engine: Engine, grad: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(grad.shape) != shape:
+        engine.refuse(f"a gradient of {list(grad.shape)}; want {list(shape)}")
 
 
 @register("convolution_backward.default", cls=OpClass.VARYING, version=2)
@@ -378,15 +308,17 @@ def convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias."""
     flat = x.dim() == 3
-    x, weight, args = _as_2d(engine, x, weight, (stride, padding, dilation))
+    x, weight, args = as_2d(engine, x, weight, (stride, padding, dilation))
     grad = (grad.unsqueeze(2) if flat else grad).contiguous()
     dx = dw = db = None
     if transposed:
-        s = _shape(grad.shape, weight, args, groups)
+        s = transposed_shape(engine, x.shape, weight, args, output_padding, groups)
+        _want_gradient(engine, grad, (s.n, s.c, s.h, s.w))
         dx = forward(engine, grad, weight, None, s, "dx") if mask[0] else None
         dw = weight_gradient(engine, x, grad, s, "dw") if mask[1] else None
     else:
-        s = _shape(x.shape, weight, args, groups)
+        s = shape_of(engine, x.shape, weight, args, groups)
+        _want_gradient(engine, grad, (s.n, s.o, *s.out))
         dx = input_gradient(engine, grad, weight, s, "dx") if mask[0] else None
         dw = weight_gradient(engine, grad, x, s, "dw") if mask[1] else None
     if mask[2]:

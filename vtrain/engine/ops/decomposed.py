@@ -10,9 +10,7 @@ decompose(
     soft_margin_loss.default soft_margin_loss_backward.default multi_margin_loss.default
     xlogy.Tensor xlogy.Scalar_Self xlogy.Scalar_Other logaddexp.default std_mean.correction nan_to_num.default
     celu.default softshrink.default hardshrink.default _prelu_kernel.default _prelu_kernel_backward.default
-    upsample_bilinear2d.vec upsample_bilinear2d.default upsample_linear1d.default
-    reflection_pad1d_backward.default reflection_pad2d_backward.default _unsafe_masked_index.default
-    _unsafe_masked_index_put_accumulate.default col2im.default linalg_cross.default addr.default
+    _unsafe_masked_index.default _unsafe_masked_index_put_accumulate.default linalg_cross.default addr.default
     trace.default sinc.default _weight_norm_interface.default
     """.split()
 )

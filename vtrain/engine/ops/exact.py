@@ -29,8 +29,8 @@ native(
     slice_scatter.default select_scatter.default diagonal_backward.default unfold_copy.default index_fill.int_Scalar
     index_fill.int_Tensor
     index_copy.default masked_scatter.default im2col.default pixel_shuffle.default pixel_unshuffle.default
-    reflection_pad1d.default reflection_pad2d.default replication_pad1d.default replication_pad2d.default
-    upsample_nearest2d.default upsample_nearest1d.default channel_shuffle.default
+    reflection_pad1d.default reflection_pad2d.default reflection_pad3d.default replication_pad1d.default
+    replication_pad2d.default replication_pad3d.default channel_shuffle.default
     hardshrink_backward.default softshrink_backward.default
     relu.default threshold.default threshold_backward.default hardtanh.default hardtanh_backward.default
     clamp.default clamp.Tensor clamp_min.default clamp_min.Tensor clamp_max.default clamp_max.Tensor
@@ -48,6 +48,7 @@ native(
     bincount.default _unique2.default unique_dim.default unique_consecutive.default isin.Tensor_Tensor
     one_hot.default _local_scalar_dense.default is_same_size.default is_pinned.default _pin_memory.default
     max_pool2d_with_indices.default max_pool3d_with_indices.default adaptive_max_pool2d.default
+    adaptive_max_pool3d.default
     aminmax.default ldexp.Tensor
     """.split(),
 )

@@ -51,7 +51,7 @@ def sum_and_scale(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
         wide = x.to(F64)
         return wide.sum(list(dims)), wide.abs().sum(list(dims))
     if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
-        return kernels.channel_sums(x.view(*x.shape[:2], -1))
+        return kernels.channel_sums(x.view(*x.shape[:2], math.prod(x.shape[2:])))
     rows, shape = _rows(x, dims)
     y, s = kernels.sums(rows)
     return y.view(shape), s.view(shape)
@@ -147,7 +147,7 @@ def squares(x: Tensor, dims: Sequence[int]) -> Tensor:
     if x.device.type != "cpu":
         return x.to(F64).square().sum(list(dims))
     if list(dims) == [0, *range(2, x.dim())] and x.dim() > 2 and x.is_contiguous():
-        return kernels.channel_squares(x.view(*x.shape[:2], -1))
+        return kernels.channel_squares(x.view(*x.shape[:2], math.prod(x.shape[2:])))
     rows, shape = _rows(x, dims)
     return kernels.squares(rows).view(shape)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from vtrain.engine.core import F32, F64, Engine, over
+from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
 from vtrain.rounding.bounds import sum_kappa
@@ -121,28 +121,6 @@ def _fixed_scatter(engine: Engine, x: Tensor, index: Tensor, values: Tensor, alp
     return engine.fixed("", y.view(x.shape), engine.format(x.dtype))
 
 
-def _fixed_planes(engine: Engine, grad: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
-    """Each gradient of ``(..., positions)`` to one element of its plane, the same for all planes; rounded once.
-
-    Args:
-        index: flat position in the plane for each of the gradient's last dimensions.
-        shape: of the result.
-    """
-    area = math.prod(shape[-2:])
-    columns = grad.to(F32).reshape(-1, index.numel()).t()
-    y = canonical.scatter(columns, index.reshape(-1), area).t()
-    return engine.fixed("", y.reshape(shape), engine.format(grad.dtype))
-
-
-def _fixed_pool_backward(engine: Engine, grad: Tensor, shape: Sequence[int], indices: Tensor) -> Tensor:
-    """Each gradient to its window's maximum, whose position in the plane is ``indices``."""
-    planes, area = grad.numel() // max(1, math.prod(grad.shape[-2:])), math.prod(shape[-2:])
-    offset = torch.arange(planes, device=grad.device).view(-1, 1) * area
-    flat = (indices.reshape(planes, -1) + offset).reshape(-1)
-    y = canonical.scatter(grad.to(F32).reshape(-1, 1), flat, planes * area)
-    return engine.fixed("", y.view(list(shape)), engine.format(grad.dtype))
-
-
 def _integers(*args: object, **kwargs: object) -> bool:
     return isinstance(args[0], Tensor) and not args[0].is_floating_point()
 
@@ -198,131 +176,3 @@ def index_put_impl(
 ) -> Tensor:
     """x[indices] += values, in place."""
     return x.copy_(index_put(engine, x, indices, values, True))
-
-
-@register("max_pool2d_with_indices_backward.default", cls=OpClass.VARYING)
-def max_pool_backward(
-    engine: Engine,
-    grad: Tensor,
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    indices: Tensor,
-) -> Tensor:
-    """Each gradient to its window's maximum; overlapping windows add up."""
-    args = (kernel, stride, padding, dilation, ceil_mode, indices)
-    if engine.canonical:
-        return _fixed_pool_backward(engine, grad, x.shape, indices)
-    area = kernel[0] * kernel[-1]
-    wide = x.to(F64)
-    f = lambda g: aten.max_pool2d_with_indices_backward(g, wide, *args)  # noqa: E731
-    return settle_linear(engine, f, grad, area, grad.dtype, extra=0)
-
-
-@register("avg_pool2d.default", cls=OpClass.VARYING)
-def avg_pool2d(
-    engine: Engine,
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor: int | None = None,
-) -> Tensor:
-    """Mean of each window."""
-    f = lambda v: aten.avg_pool2d(v, kernel, stride, padding, ceil_mode, count_include_pad, divisor)  # noqa: E731
-    return settle_linear(engine, f, x, kernel[0] * kernel[-1], x.dtype)
-
-
-@register("avg_pool2d_backward.default", cls=OpClass.VARYING)
-def avg_pool2d_backward(
-    engine: Engine,
-    grad: Tensor,
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor: int | None,
-) -> Tensor:
-    """Each window's share of its gradient."""
-    wide = x.to(F64)
-    args = (kernel, stride, padding, ceil_mode, count_include_pad, divisor)
-    f = lambda g: aten.avg_pool2d_backward(g, wide, *args)  # noqa: E731
-    return settle_linear(engine, f, grad, kernel[0] * kernel[-1], grad.dtype)
-
-
-@register("_adaptive_avg_pool2d.default", cls=OpClass.VARYING)
-def adaptive_avg_pool2d(engine: Engine, x: Tensor, size: Sequence[int]) -> Tensor:
-    """Mean of each of size windows."""
-    if engine.canonical and all(n % s == 0 for n, s in zip(x.shape[-2:], size, strict=True)) and x.numel():
-        (h, w), (oh, ow) = x.shape[-2:], size
-        windows = x.reshape(*x.shape[:-2], oh, h // oh, ow, w // ow).to(F32)
-        y = canonical.sum_terms("value", [windows.dim() - 3, windows.dim() - 1], windows)
-        return engine.fixed("", over(y, (h // oh) * (w // ow)), engine.format(x.dtype))
-    f = lambda v: aten._adaptive_avg_pool2d(v, size)  # noqa: E731
-    return settle_linear(engine, f, x, x.shape[-1] * x.shape[-2], x.dtype)
-
-
-@register("_adaptive_avg_pool2d_backward.default", cls=OpClass.VARYING, version=2)
-def adaptive_avg_pool2d_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
-    """Each window's share of its gradient."""
-    (h, w), (oh, ow) = x.shape[-2:], grad.shape[-2:]
-    if grad.numel() and h % oh == 0 and w % ow == 0:  # every input is in one window: one division, no sum
-        share = over(engine.lift(grad), (h // oh) * (w // ow))
-        spread = share.repeat_interleave(h // oh, -2).repeat_interleave(w // ow, -1)
-        return engine.finish(spread.contiguous(), grad.dtype)
-    wide = x.to(F64)
-    f = lambda g: aten._adaptive_avg_pool2d_backward(g, wide)  # noqa: E731
-    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype)
-
-
-@register("upsample_nearest2d_backward.default", cls=OpClass.VARYING)
-def upsample_nearest2d_backward(
-    engine: Engine,
-    grad: Tensor,
-    out: Sequence[int],
-    size: Sequence[int],
-    h: float | None = None,
-    w: float | None = None,
-) -> Tensor:
-    """Sum over the positions that read each input."""
-    if engine.canonical:
-        plane = _flat_positions(grad.new_empty(size[-2:])).to(F64).view(1, 1, *size[-2:])
-        index = aten.upsample_nearest2d(plane, out, h, w).to(torch.int64)
-        return _fixed_planes(engine, grad, index, size)
-    f = lambda g: aten.upsample_nearest2d_backward(g, out, size, h, w)  # noqa: E731
-    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=0)
-
-
-def _bilinear_backward(engine: Engine, grad: Tensor, *args: object) -> Tensor:
-    """Each input's share of the outputs that read it, weights from one multiplication and one subtraction each."""
-    f = lambda g: aten.upsample_bilinear2d_backward(g, *args)  # noqa: E731
-    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=8)
-
-
-register("upsample_bilinear2d_backward.default", cls=OpClass.VARYING)(_bilinear_backward)
-
-
-@register("adaptive_max_pool2d_backward.default", cls=OpClass.VARYING)
-def adaptive_max_pool_backward(engine: Engine, grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    """Each gradient to its window's maximum; overlapping windows add up."""
-    if engine.canonical:
-        return _fixed_pool_backward(engine, grad, x.shape, indices)
-    wide = x.to(F64)
-    f = lambda g: aten.adaptive_max_pool2d_backward(g, wide, indices)  # noqa: E731
-    return settle_linear(engine, f, grad, grad.shape[-1] * grad.shape[-2], grad.dtype, extra=0)
-
-
-@register("replication_pad2d_backward.default", "replication_pad1d_backward.default", cls=OpClass.VARYING)
-def replication_pad_backward(engine: Engine, grad: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
-    """Sum over the positions that repeat each input."""
-    wide = x.to(F64)
-    backward = aten.replication_pad2d_backward if len(padding) == 4 else aten.replication_pad1d_backward
-    f = lambda g: backward(g, wide, padding)  # noqa: E731
-    return settle_linear(engine, f, grad, math.prod(grad.shape[-(len(padding) // 2) :]), grad.dtype, extra=0)

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace vtrain {
@@ -12,6 +15,34 @@ namespace {
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 inline float widen(uint16_t h) { uint32_t b = static_cast<uint32_t>(h) << 16; float x; std::memcpy(&x, &b, 4); return x; }
+
+int64_t product(std::initializer_list<int64_t> sizes) {
+  int64_t total = 1;
+  for (const int64_t size : sizes)
+    if (size < 0 || __builtin_mul_overflow(total, size, &total)) throw std::invalid_argument("columns: a size that is none");
+  return total;
+}
+
+// Bounds beyond which an index could overflow: far above any tensor's size.
+constexpr int64_t MOST = int64_t{1} << 40;
+
+void check(const Patches& p) {
+  for (const int64_t size : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.pad_h, p.pad_w, p.oh, p.ow})
+    if (size < 0 || size > MOST) throw std::invalid_argument("columns: a size that is none");
+  for (const int64_t step : {p.stride_h, p.stride_w, p.dil_h, p.dil_w})
+    if (step < 1 || step > MOST) throw std::invalid_argument("columns: a stride or dilation that is none");
+  for (const int64_t reach : {product({p.oh, p.stride_h}), product({p.ow, p.stride_w}), product({p.kh, p.dil_h}), product({p.kw, p.dil_w})})
+    if (reach > MOST) throw std::invalid_argument("columns: positions beyond any tensor");
+}
+
+int64_t pixels(const Patches& p) { return product({p.n, p.c, p.h, p.w}); }
+int64_t taps(const Patches& p) { return product({p.c, p.kh, p.kw}); }
+int64_t entries(const Patches& p) { return product({taps(p), p.n, p.oh, p.ow}); }
+
+void want(const char* what, int64_t count, int64_t wanted) {
+  if (count != wanted)
+    throw std::invalid_argument(std::string("columns: ") + what + " has " + std::to_string(count) + " elements, want " + std::to_string(wanted));
+}
 
 // Output columns [from, to) that read inside the row, for one kernel column.
 inline void inside(const Patches& p, int64_t kx, int64_t& from, int64_t& to) {
@@ -106,20 +137,30 @@ template <class C> void gather_from(const Patches& p, int type, const void* x, C
 
 }  // namespace
 
-void to_columns(const Patches& p, int type, const void* x, bool f64, void* cols) {
-  if (f64) gather_from(p, type, x, static_cast<double*>(cols));
-  else gather_from(p, type, x, static_cast<float*>(cols));
+void to_columns(const Patches& p, int type, Source x, bool f64, Target cols) {
+  check(p);
+  want("x", x.count, pixels(p));
+  want("cols", cols.count, entries(p));
+  if (f64) gather_from(p, type, x.data, static_cast<double*>(cols.data));
+  else gather_from(p, type, x.data, static_cast<float*>(cols.data));
 }
 
-void from_columns(const Patches& p, bool f64, const void* cols, void* x) {
-  if (f64) scatter(p, static_cast<const double*>(cols), static_cast<double*>(x));
-  else scatter(p, static_cast<const float*>(cols), static_cast<float*>(x));
+void from_columns(const Patches& p, bool f64, Source cols, Target x) {
+  check(p);
+  want("cols", cols.count, entries(p));
+  want("x", x.count, pixels(p));
+  if (f64) scatter(p, static_cast<const double*>(cols.data), static_cast<double*>(x.data));
+  else scatter(p, static_cast<const float*>(cols.data), static_cast<float*>(x.data));
 }
 
-void tap_squares(const Patches& p, int type, const void* x, double* out) {
-  if (type == 0) squares_by_tap(p, static_cast<const float*>(x), out);
-  else if (type == 1) squares_by_tap(p, static_cast<const uint16_t*>(x), out);
-  else squares_by_tap(p, static_cast<const double*>(x), out);
+void tap_squares(const Patches& p, int type, Source x, Target out) {
+  check(p);
+  want("x", x.count, pixels(p));
+  want("out", out.count, taps(p));
+  double* sums = static_cast<double*>(out.data);
+  if (type == 0) squares_by_tap(p, static_cast<const float*>(x.data), sums);
+  else if (type == 1) squares_by_tap(p, static_cast<const uint16_t*>(x.data), sums);
+  else squares_by_tap(p, static_cast<const double*>(x.data), sums);
 }
 
 }  // namespace vtrain

@@ -213,19 +213,24 @@ Patches patches_of(const std::array<int64_t, 14>& g, int threads) {
   return Patches{g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10], g[11], g[12], g[13], threads};
 }
 
-void columns(const std::array<int64_t, 14>& g, int type, Ptr x, bool f64, Ptr cols, int threads) {
+using Array = std::pair<Ptr, int64_t>;  // address, number of elements
+
+Source source(const Array& a) { return {reinterpret_cast<const void*>(a.first), a.second}; }
+Target target(const Array& a) { return {reinterpret_cast<void*>(a.first), a.second}; }
+
+void columns(const std::array<int64_t, 14>& g, int type, const Array& x, bool f64, const Array& cols, int threads) {
   nb::gil_scoped_release release;
-  to_columns(patches_of(g, threads), type, reinterpret_cast<const void*>(x), f64, reinterpret_cast<void*>(cols));
+  to_columns(patches_of(g, threads), type, source(x), f64, target(cols));
 }
 
-void image(const std::array<int64_t, 14>& g, bool f64, Ptr cols, Ptr x, int threads) {
+void image(const std::array<int64_t, 14>& g, bool f64, const Array& cols, const Array& x, int threads) {
   nb::gil_scoped_release release;
-  from_columns(patches_of(g, threads), f64, reinterpret_cast<const void*>(cols), reinterpret_cast<void*>(x));
+  from_columns(patches_of(g, threads), f64, source(cols), target(x));
 }
 
-void taps(const std::array<int64_t, 14>& g, int type, Ptr x, Ptr out, int threads) {
+void taps(const std::array<int64_t, 14>& g, int type, const Array& x, const Array& out, int threads) {
   nb::gil_scoped_release release;
-  tap_squares(patches_of(g, threads), type, reinterpret_cast<const void*>(x), reinterpret_cast<double*>(out));
+  tap_squares(patches_of(g, threads), type, source(x), target(out));
 }
 
 double round_scalar(double y, const FormatTuple& format) {
