@@ -17,6 +17,7 @@ from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer, StepEnd
 from vtrain.engine.optable import table_digest
 from vtrain.errors import JobError, UsageError
 from vtrain.job import Job, LoopJob, job_digest
+from vtrain.kernels import scalars
 from vtrain.policy import Policy
 from vtrain.store import canonical
 from vtrain.store.layout import Layout
@@ -77,7 +78,12 @@ class record:
     def __enter__(self) -> Recording:
         job = self._job()
         data = job.canonical()
-        return self._open(job, data)
+        scalars.hold()  # until the body is left: schedulers compute between steps
+        try:
+            return self._open(job, data)
+        except BaseException:
+            scalars.release()
+            raise
 
     def _job(self) -> LoopJob | Job:
         if isinstance(self._every, bool) or not isinstance(self._every, int) or self._every < 1:
@@ -123,6 +129,7 @@ class record:
             if kind is None:
                 self._keeper.finish(self._loop.files)
         finally:
+            scalars.release()
             self._writer.close()
 
 

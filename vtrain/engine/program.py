@@ -16,6 +16,7 @@ import torch
 
 from vtrain.errors import ProgramError, VtrainError
 from vtrain.job import ProgramSpec
+from vtrain.kernels import scalars
 
 Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 
@@ -78,10 +79,15 @@ def source_digest(entry: str, directory: Path) -> str:
         raise ProgramError(f"program {entry!r}: {path}: {error.strerror}") from error
 
 
+@scalars.held()
 def load_entry(spec: ProgramSpec, directory: Path) -> Callable[..., Any]:
     """The function that a job names, its source file being the one that the job was made for.
 
+    The functions of Python's numbers are ours meanwhile: the compiler computes ``0.9 ** 5`` itself, and a module what it
+    holds.
+
     Raises:
+        BackendError: they can't be put in place here.
         ProgramError: missing, of another digest, or not importable.
     """
     found = source_digest(spec.entry, directory)
