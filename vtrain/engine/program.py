@@ -83,8 +83,8 @@ def source_digest(entry: str, directory: Path) -> str:
 def load_entry(spec: ProgramSpec, directory: Path) -> Callable[..., Any]:
     """The function that a job names, its source file being the one that the job was made for.
 
-    The functions of Python's numbers are ours meanwhile: the compiler computes ``0.9 ** 5`` itself, and a module what it
-    holds.
+    The functions of Python's numbers are ours meanwhile: the compiler computes ``0.9 ** 5`` itself, and a module what
+    it holds.
 
     Raises:
         BackendError: they can't be put in place here.

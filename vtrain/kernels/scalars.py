@@ -1,14 +1,16 @@
-"""Python's own numbers alike on every machine: while held, ``**``, ``math`` and NumPy call functions of ours (numerics §2).
+"""Python's own numbers alike on every machine: while held, ``**``, ``math`` and NumPy call our functions (numerics §2).
 
-C libraries give other last bits for ``pow``, ``exp`` or ``cos``, and NumPy's depend on the processor; learning rates and bias
-corrections are made of them, and a last bit becomes hundreds in ``1 - beta**t``. Ours are correctly rounded, which leaves
-one result. They are put into the interpreter's, its modules' and NumPy's tables of calls, so that any Python code calls them.
+C libraries give other last bits for ``pow``, ``exp`` or ``cos``, and NumPy's depend on the processor. Learning rates
+and bias corrections are made of them, and a last bit becomes hundreds in ``1 - beta**t``. Ours are correctly rounded,
+which leaves one result. They are put into the interpreter's, its modules' and NumPy's tables of calls, so that any
+Python code calls them.
 """
 
 from __future__ import annotations
 
 import cmath
 import contextlib
+import functools
 import importlib
 import math
 import threading
@@ -18,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from vtrain.errors import BackendError
-from vtrain.kernels import _host  # type: ignore[attr-defined]
+from vtrain.kernels import _host
 
 _WAY_OUT = (
-    "want Linux or another ELF system on x86-64 or aarch64, and an interpreter that is linked to the C library dynamically"
+    "want Linux or another ELF system on x86-64 or aarch64, and an interpreter that links the C library dynamically"
 )
 _NUMPY = {
     "exp": "exp", "exp2": "exp2", "expm1": "expm1", "log": "log", "log2": "log2", "log10": "log10", "log1p": "log1p",
@@ -109,7 +111,7 @@ def _also() -> list[Any]:
         return []
 
 
-# ---- NumPy ------------------------------------------------------------------------------------------------------------
+# ---- NumPy -----------------------------------------------------------------------------------------------------------
 def _capsule() -> Any:
     core = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
     return importlib.import_module(f"{core}._multiarray_umath")._UFUNC_API
@@ -125,7 +127,7 @@ def _replace_loops() -> None:
                 _loops.append((function, types, _host.scalar_replace_loop(_capsule(), function, types, address)))
 
 
-# ---- whether it works -----------------------------------------------------------------------------------------------------
+# ---- whether it works ------------------------------------------------------------------------------------------------
 _HALF, _BASE, _EXPONENT = 0.5, 2.5, 3.1
 _PROBES: dict[str, tuple[str, Callable[[], Any]]] = {
     "a ** b": ("pow", lambda: _BASE**_EXPONENT),
@@ -144,12 +146,13 @@ def _silent() -> list[str]:
     for name in dict.fromkeys(_NUMPY.values()):
         if name not in ("pow", "atan2", "hypot") and hasattr(math, name):
             argument = _BASE if name == "acosh" else _HALF
-            probes[f"math.{name}"] = (name, lambda f=getattr(math, name), x=argument: f(x))
+            probes[f"math.{name}"] = (name, functools.partial(getattr(math, name), argument))
     for name in ("erf", "erfc"):
-        probes[f"math.{name}"] = (name, lambda f=getattr(math, name): f(_HALF))
+        probes[f"math.{name}"] = (name, functools.partial(getattr(math, name), _HALF))
     for name, ours in _NUMPY.items():
-        x = (_BASE,) * getattr(np, name).nin if name == "arccosh" else (_HALF,) * getattr(np, name).nin
-        probes[f"numpy.{name}"] = (ours, lambda f=getattr(np, name), x=x: f(*x))
+        function: Any = getattr(np, name)
+        arguments = (_BASE if name == "arccosh" else _HALF,) * function.nin
+        probes[f"numpy.{name}"] = (ours, functools.partial(function, *arguments))
     return [way for way, (name, call) in probes.items() if not _reaches(name, call)]
 
 
