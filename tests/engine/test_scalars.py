@@ -28,7 +28,7 @@ from vtrain.errors import BackendError
 from vtrain.kernels import _host, scalars
 
 WORK = Path(__file__).with_name("scalars_work.py")
-# A C library whose inexact results are the farther neighbour of the exact one: off by less than a unit in the last place.
+# A C library whose inexact results are the farther neighbour of the exact one: off by less than one unit.
 LIBRARY = """
 #include <math.h>
 static double other(long double exact) {
@@ -85,7 +85,9 @@ def test_without_ours_it_would_not(recorded: Path, library: Path) -> None:
     """The library does matter: by its own functions, what uses them is refuted."""
     found = work("replay", recorded, "native", LD_PRELOAD=str(library))
     refuted = {name for name, verdict in found.items() if verdict.startswith("refuted")}
-    assert refuted >= {*found} - {"ASGD", "Adam fused", "Lambda numpy float32"}, found
+    # no such function, or arguments at which the library happens to be right
+    spared = {"ASGD", "Exponential", "CosineAnnealingWarmRestarts", "Lambda numpy float32"}
+    assert refuted >= {*found} - spared, found
 
 
 JOB = """
@@ -99,10 +101,11 @@ if sys.argv[1] == "train":
     (here / "program.py").write_text(PROGRAM)
     train(parse(JOB, "job"), here, here / "run", key, lambda *_: None)
 else:
-    verdict = audit(Request(here / "run", directory=here, key=key.public_key(), job=parse(JOB, "job")))
+    request = Request(here / "run", directory=here, key=key.public_key(), job=parse(JOB, "job"))
+    verdict = audit(request, lambda *_: None, lambda *_: None)
     print(verdict.result, verdict.what, verdict.detail)
 """
-# A program of the user's: a constant that the compiler computes, one of the module's, one between the operations of a step.
+# A program of the user's: a constant that the compiler computes, one of the module's, one inside a step.
 PROGRAM = """
 import math, torch
 FOLDED, HELD = 0.9 ** 5.5, math.exp(0.3)
@@ -134,7 +137,7 @@ def test_job_under_another_c_library(tmp_path: Path, library: Path) -> None:
     assert answers[-1].startswith("verified"), answers
 
 
-# ---- in their place while a run is open, and only then -----------------------------------------------------------------
+# ---- in their place while a run is open, and only then ---------------------------------------------------------------
 def calls(name: str = "pow") -> int:
     return int(_host.scalar_calls(name))
 
@@ -296,7 +299,7 @@ CHEATS: dict[str, tuple[Callable[[], torch.Tensor], float, float]] = {
     "rpow": (lambda: 1.5**X, 1.5, up(1.5)),
     "remainder": (lambda: X % 0.3, 0.3, up(0.3)),
     "floor division": (lambda: X // 0.5, 0.5, up(0.5, -1)),
-    "dropout": (lambda: torch.nn.functional.dropout(X, 0.3), 0.3, up(0.3)),
+    "dropout": (lambda: torch.nn.functional.dropout(X, 0.3), 0.7, up(0.7)),  # what is kept
     "uniform": (lambda: torch.empty(4).uniform_(0.0, 0.3), 0.3, up(0.3)),
     "normal": (lambda: torch.empty(4).normal_(0.0, 0.3), 0.3, up(0.3)),
     "bernoulli": (lambda: torch.empty(4).bernoulli_(0.3), 0.3, up(0.3)),
@@ -352,8 +355,8 @@ def test_moved_scalar_is_refuted(tmp_path: Path, name: str, use: bool) -> None:
     "compute",
     [
         lambda: X * 0.3, lambda: X / 0.3, lambda: X + 0.3, lambda: 0.3 - X, lambda: torch.add(X, X, alpha=0.3),
-        lambda: X.sub(X, alpha=0.3), lambda: torch.addcmul(X, X, X, value=0.3), lambda: torch.addcdiv(X, X, X, value=0.3),
-        lambda: X.clone().mul_(0.3), lambda: torch._foreach_mul([X], 0.3)[0],
+        lambda: X.sub(X, alpha=0.3), lambda: torch.addcmul(X, X, X, value=0.3), lambda: X.clone().mul_(0.3),
+        lambda: torch.addcdiv(X, X, X, value=0.3), lambda: torch._foreach_mul([X], 0.3)[0],
     ],
 )  # fmt: skip
 def test_last_bits_of_plain_arithmetic(tmp_path: Path, compute: Callable[[], torch.Tensor]) -> None:

@@ -151,7 +151,7 @@ def test_function_often(name: str) -> None:
 
 
 def powers(count: int) -> Iterator[tuple[float, float]]:
-    """Bases and exponents: bias corrections, schedules, results in the middle between two doubles, at the ends, near 1."""
+    """Bases and exponents: of bias corrections and schedules, with results in the very middle, at the ends, near 1."""
     rng = random.Random("powers")
     for beta in (0.9, 0.99, 0.95, 0.98, 0.999, 0.9999, 0.5, 0.1, 1 - 2.0**-53, 1 + 2.0**-52):
         for step in (1, 2, 3, 7, 100, 999, 1000, 12345, 10**6, 2**31, -1, -0.5, -0.8, 0.5, 0.75, 1.5):

@@ -12,8 +12,8 @@ from vtrain.engine.optable import TABLE, Entry
 
 Call = Callable[[tuple, dict], Any]
 
-# Host scalars that an operation only multiplies, divides or adds, rounded to float32 first: two that round alike give the
-# same bits. All others may decide a shape, a branch, a comparison or arithmetic in double (numerics §2).
+# Host scalars that an operation only multiplies, divides or adds, rounded to float32 first: two that round alike give
+# the same bits. All others may decide a shape, a branch, a comparison or arithmetic in double (numerics §2).
 PLAIN: dict[str, frozenset[str]] = {
     **{f"aten.{name}": frozenset({"other"}) for name in ("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar")},
     **{
