@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import shutil
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import mpmath
 import pytest
 
+import vtrain
 from vtrain.kernels import _host
 
 mp = mpmath.mp.clone()
@@ -225,6 +229,19 @@ def test_quotient_in_the_middle() -> None:
         assert _host.scalar_function("atan2", y, x) == (units // 2) * 2.0**-1074
         assert _host.scalar_function("atan2", -y, x) == -(units // 2) * 2.0**-1074
     assert _host.scalar_function("atan2", math.nextafter(2.0**-1073, 1), 4.0) == 2.0**-1074  # 3/4 of a unit
+
+
+@pytest.mark.parametrize("count", [3000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_errors_before_rounding(tmp_path: Path, count: int) -> None:
+    """At most half of what the rounding test assumes: a wrong rounding would be too rare for a test of results."""
+    if not shutil.which("c++"):
+        pytest.skip("needs a C++ compiler")
+    include = Path(vtrain.__file__).parent / "kernels" / "host" / "scalar"
+    program, source = tmp_path / "errors", Path(__file__).with_name("scalar_errors.cpp")
+    subprocess.run(["c++", "-std=c++17", "-O1", f"-I{include}", str(source), "-o", str(program)], check=True)
+    done = subprocess.run([str(program), "1", str(count)], check=True, capture_output=True, text=True)
+    shares = {name: float(share) for name, share in (line.split(": ") for line in done.stdout.splitlines())}
+    assert len(shares) == 20 and all(0 < share < 0.5 for share in shares.values()), shares
 
 
 INF, NAN = math.inf, math.nan

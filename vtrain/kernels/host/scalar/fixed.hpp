@@ -78,7 +78,7 @@ inline u128 exp_fraction(u128 r) {
 // than t is absolutely.
 inline Real<2> fixed_exp(i128 t) {
   const double about = static_cast<double>(static_cast<int64_t>(t >> 64)) * 0x1p-52;
-  int64_t k = static_cast<int64_t>(std::floor(about * 1.4426950408889634));
+  int64_t k = static_cast<int64_t>(about * 1.4426950408889634);  // or one less
   i128 r = t - (k < 0 ? -static_cast<i128>(times_ln2(static_cast<u64>(-k))) : static_cast<i128>(times_ln2(static_cast<u64>(k))));
   const i128 ln2 = static_cast<i128>(times_ln2(1));
   if (r < 0) r += ln2, k--;
@@ -130,9 +130,10 @@ inline void fixed_circle(u128 theta, u128& sine, u128& cosine) {
   const u128 s = theta & ((static_cast<u128>(1) << 122) - 1), q = multiply_high(s, s);  // q below 2^-12
   const u64 q64 = high_half(q);
   // 1 - sin(s) / s = q / 3! - q^2 / 5! + q^3 / 7! - ..., and 1 - cos(s) = q / 2! - q^2 / 4! + ...
-  const u64 odd = ONE64 / 362880 - multiply_high(q64, ONE64 / 39916800 - multiply_high(q64, ONE64 / 6227020800ull));
-  const u64 even = ONE64 / 40320 - multiply_high(q64, ONE64 / 3628800 - multiply_high(q64, ONE64 / 479001600));
-  const u128 s7 = ONE / 5040 - multiply_high(q, wide(odd, 0)), c6 = ONE / 720 - multiply_high(q, wide(even, 0));
+  const u64 odd = ONE64 / 39916800 - multiply_high(q64, ONE64 / 6227020800ull);
+  const u64 even = ONE64 / 3628800 - multiply_high(q64, ONE64 / 479001600 - multiply_high(q64, ONE64 / 87178291200ull));
+  const u128 s9 = ONE / 362880 - multiply_high(q, wide(odd, 0)), c8 = ONE / 40320 - multiply_high(q, wide(even, 0));
+  const u128 s7 = ONE / 5040 - multiply_high(q, s9), c6 = ONE / 720 - multiply_high(q, c8);
   const u128 s5 = ONE / 120 - multiply_high(q, s7), c4 = ONE / 24 - multiply_high(q, c6);
   const u128 s3 = ONE / 6 - multiply_high(q, s5), c2 = ONE / 2 - multiply_high(q, c4);
   const u128 fine = s - multiply_high(s, multiply_high(q, s3)), less = multiply_high(q, c2);  // sin(s), 1 - cos(s)

@@ -161,22 +161,25 @@ double f_log10(double x) {
   return decide([x](auto n) { return real_log(Real<n()>::of(x)) / real_log(Real<n()>(10)); });
 }
 
+// log(1 + x) for 2^-54 <= |x| < 2^53, x > -1, wrong by less than 2^-110.
+Real<2> quick_log1p(double x) {
+  const double near = 1 + x, t = near - x, rest = (1 - t) + (x - (near - t));  // 1 + x = near + rest, exactly (Knuth)
+  i128 v = fixed_log(near);
+  if (rest != 0) {  // log(1 + u) = u - u^2 / 2 to 2^-160
+    const Real<2> u = Real<2>::of(rest) / Real<2>::of(near), less = u - scaled(u * u, -1);
+    const i128 size = static_cast<i128>(fixed_of(less, FRACTION));
+    v += less.negative ? -size : size;
+  }
+  return real_of(magnitude(v), FRACTION, v < 0);
+}
+
 double f_log1p(double x) {
   if (is_nan(x)) return x + x;
   if (x == -1) return pole(true);
   if (x < -1) return invalid();
   if (!finite(x) || std::fabs(x) < 0x1p-54) return x;
   double out;
-  if (quick() && std::fabs(x) < 0x1p53) {
-    const double near = 1 + x, t = near - x, rest = (1 - t) + (x - (near - t));  // 1 + x = near + rest, exactly (Knuth)
-    i128 v = fixed_log(near);
-    if (rest != 0) {  // log(1 + u) = u - u^2 / 2 to 2^-160
-      const Real<2> u = Real<2>::of(rest) / Real<2>::of(near), less = u - scaled(u * u, -1);
-      const i128 size = static_cast<i128>(fixed_of(less, FRACTION));
-      v += less.negative ? -size : size;
-    }
-    if (round_absolute(real_of(magnitude(v), FRACTION, v < 0), 110, out)) return out;
-  }
+  if (quick() && std::fabs(x) < 0x1p53 && round_absolute(quick_log1p(x), 110, out)) return out;
   return decide([x](auto n) { return real_log(Real<n()>(1) + Real<n()>::of(x)); });
 }
 
@@ -467,7 +470,7 @@ u128 times(double y, u128 l) {
 // x^y for finite x > 0 other than 1 and finite y other than 0, with a sign.
 double power(double x, double y, bool minus) {
   const i128 l = fixed_log(x);
-  const double about = y * std::ldexp(static_cast<double>(l), -FRACTION);  // y log x, to 2^-50
+  const double about = y * (static_cast<double>(l) * 0x1p-116);  // y log x, to 2^-50
   if (about > 720) return overflow(minus);
   if (about < -760) return underflow(minus);
   if (std::fabs(about) < 0x1p-56) return minus ? -1.0 : 1.0;
