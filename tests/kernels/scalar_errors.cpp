@@ -85,6 +85,13 @@ void circles() {
   absolute("sin", sine, real_sine<8>(x, 0), 121);
   absolute("cos", cosine, real_sine<8>(x, 1), 121);
   relative("tan", sine / cosine, real_tan<8>(x), (sine.e < cosine.e ? sine.e : cosine.e) + 117);
+  absolute("atan", quick_angle(x, 1.0), real_atan(Real<8>::of(x)), 118);
+  const double side = uniform(0, 1);
+  const Real<8> exact = Real<8>::of(side), other = root((ONE8 - exact) * (ONE8 + exact));
+  absolute("asin", quick_angle(Real<2>::of(side), other_side(side)), real_atan(exact / other), 118);
+  absolute("acos", quick_angle(other_side(side), Real<2>::of(side)), real_atan(other / exact), 118);
+  const Real<2> p = Real<2>::of(x), q = Real<2>::of(side);
+  relative("hypot", root(p * p + q * q), root(Real<8>::of(x) * Real<8>::of(x) + exact * exact), 112);
   relative("sin in 192 bits", real_sine<3>(x, 0), real_sine<8>(x, 0), 192 - 40);
   relative("atan in 192 bits", real_atan(Real<3>::of(x)), real_atan(Real<8>::of(x)), 192 - 40);
   const double small = uniform(0, 6);

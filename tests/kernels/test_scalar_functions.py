@@ -241,7 +241,7 @@ def test_errors_before_rounding(tmp_path: Path, count: int) -> None:
     subprocess.run(["c++", "-std=c++17", "-O1", f"-I{include}", str(source), "-o", str(program)], check=True)
     done = subprocess.run([str(program), "1", str(count)], check=True, capture_output=True, text=True)
     shares = {name: float(share) for name, share in (line.split(": ") for line in done.stdout.splitlines())}
-    assert len(shares) == 20 and all(0 < share < 0.5 for share in shares.values()), shares
+    assert len(shares) == 24 and all(0 < share < 0.5 for share in shares.values()), shares
 
 
 INF, NAN = math.inf, math.nan

@@ -45,7 +45,7 @@ struct Tables {
   u128 exp_coarse[64], exp_fine[64];        // exp(i / 64), exp(j / 4096): 126 bits of fraction
   i128 log_coarse[96];                      // log(c / 256) by i - 88, c = ceil(32768 / i): FRACTION
   u128 log_fine[72];                        // -log(d / 2^18), d = ceil(2^30 / (4096 + j)): FRACTION
-  u128 sine[64], cosine[64];                // of i / 64: 127 bits of fraction
+  u128 sine[64], cosine[64], atan[65];      // of i / 64: 127 bits of fraction
   u128 ln2, log2e, log10e, half_pi;         // 128 (ln2), 127 bits of fraction; 1 / ln 10: 128
   u64 two_over_pi[3];                       // 192 bits of fraction, lowest limb first
 };
@@ -140,6 +140,23 @@ inline void fixed_circle(u128 theta, u128& sine, u128& cosine) {
   const u128 a = t.sine[i], b = t.cosine[i];
   sine = a - multiply_high(a, less) + multiply_high(b, fine);
   cosine = b - multiply_high(b, less) - multiply_high(a, fine);
+}
+
+// atan(t) for 0 < t <= 1: wrong by less than 2^-121. atan(t) = atan(c) + atan(u), u = (t - c) / (1 + t c), c = i / 64.
+inline Real<2> fixed_atan(const Real<2>& t) {
+  const u64 i = static_cast<u64>(fixed_of(t, 6));
+  const Real<2> c(i, -6);
+  const u128 u = fixed_of(i ? (t - c) / (Real<2>(1) + t * c) : t, 128), q = multiply_high(u, u);
+  const u64 q64 = high_half(q);
+  // 1 - atan(u) / u = q / 3 - q^2 / 5 + q^3 / 7 - ...
+  u64 g = ONE64 / 19 - multiply_high(q64, ONE64 / 21);
+  for (u64 k = 17; k >= 11; k -= 2) g = ONE64 / k - multiply_high(q64, g);
+  u128 f = ONE / 9 - multiply_high(q, wide(g, 0));
+  f = ONE / 7 - multiply_high(q, f);
+  f = ONE / 5 - multiply_high(q, f);
+  f = ONE / 3 - multiply_high(q, f);
+  const u128 fine = u - multiply_high(u, multiply_high(q, f));
+  return i ? real_of(tables().atan[i] + (fine >> 1), 127, false) : real_of(fine, 128, false);
 }
 
 // theta = f pi / 2 with |x| = (quadrants + f) pi / 2, f taken from the nearer multiple; for 2^-27 <= |x| < 2^30.

@@ -227,10 +227,27 @@ double f_tan(double x) {
   return decide([x](auto n) { return real_tan<n()>(x); });
 }
 
+// The angle whose tangent is y / x, for y, x > 0: wrong by less than 2^-119.
+Real<2> quick_angle(const Real<2>& y, const Real<2>& x) {
+  const bool steep = compare(y, x) > 0;
+  const Real<2> a = fixed_atan(steep ? x / y : y / x);
+  return steep ? real_of(tables().half_pi, 127, false) - a : a;
+}
+Real<2> quick_angle(double y, double x) { return quick_angle(Real<2>::of(y), Real<2>::of(x)); }
+
+// The other side of a right triangle with one side a < 1 and hypotenuse 1.
+Real<2> other_side(double a) {
+  const Real<2> one(1), side = Real<2>::of(a);
+  return root((one - side) * (one + side));
+}
+
 double f_asin(double x) {
   if (is_nan(x)) return x + x;
   if (std::fabs(x) > 1) return invalid();
   if (std::fabs(x) < TINY) return x;
+  const double size = std::fabs(x);
+  double out;
+  if (quick() && size < 1 && round_absolute(quick_angle(Real<2>::of(size), other_side(size)), 118, out)) return std::copysign(out, x);
   return decide([x](auto n) {
     using R = Real<n()>;
     const R one(1), a = R::of(std::fabs(x));
@@ -243,6 +260,13 @@ double f_acos(double x) {
   if (is_nan(x)) return x + x;
   if (std::fabs(x) > 1) return invalid();
   if (x == 1) return 0.0;
+  const double size = std::fabs(x);
+  if (quick() && size < 1 && size > 0x1p-60) {
+    Real<2> a = quick_angle(other_side(size), Real<2>::of(size));
+    if (negative(x)) a = real_of(tables().half_pi, 126, false) - a;
+    double out;
+    if (round_absolute(a, 118, out)) return out;
+  }
   return decide([x](auto n) {
     using R = Real<n()>;
     const R one(1), a = R::of(std::fabs(x)), pi(constants().pi);
@@ -255,11 +279,19 @@ double f_acos(double x) {
 double f_atan(double x) {
   if (is_nan(x)) return x + x;
   if (std::fabs(x) < TINY) return x;
+  double out;
+  if (quick() && finite(x) && round_absolute(quick_angle(std::fabs(x), 1.0), 118, out)) return std::copysign(out, x);
   return decide([x](auto n) {
     using R = Real<n()>;
     const R y = finite(x) ? real_atan(R::of(std::fabs(x))) : scaled(R(constants().pi), -1);
     return negative(x) ? -y : y;
   });
+}
+
+// e with 2^(e - 1) <= |x| < 2^e, for x other than 0.
+int exponent_of(double x) {
+  const Parts p = parts_of(x);
+  return p.exponent + 64 - __builtin_clzll(p.mantissa);
 }
 
 double f_atan2(double y, double x) {
@@ -268,12 +300,19 @@ double f_atan2(double y, double x) {
   const bool steep = !flat && (x == 0 || (!finite(y) && finite(x)));  // pi / 2
   if (flat && !negative(x)) return std::copysign(0.0, y);
   if (!flat && !steep && finite(x) && !negative(x)) {
-    const Real<4> q = Real<4>::of(std::fabs(y)) / Real<4>::of(x);
-    if (q.e < -60) {  // q less a third of its cube: a middle is below itself, and nothing else is nearer to one than 2^-110
+    const bool tiny = exponent_of(y) - exponent_of(x) < -60;
+    const Real<4> q = tiny ? Real<4>::of(std::fabs(y)) / Real<4>::of(x) : Real<4>();
+    if (tiny) {  // q less a third of its cube: a middle is below itself, and nothing else is nearer to one than 2^-110
       double out;
       if (!round_nearest(q, 200, out)) out = from_middle(q, -1);
       return std::copysign(out, y);
     }
+  }
+  if (quick() && !flat && !steep && finite(x)) {
+    Real<2> a = quick_angle(std::fabs(y), std::fabs(x));
+    if (negative(x)) a = real_of(tables().half_pi, 126, false) - a;
+    double out;
+    if (round_absolute(a, 118, out)) return std::copysign(out, y);
   }
   return decide([=](auto n) {
     using R = Real<n()>;
@@ -405,10 +444,14 @@ double f_hypot(double x, double y) {
   if (!finite(y) && !is_nan(y)) return y;
   if (is_nan(x) || is_nan(y) || x == 0 || y == 0) return x + y;
   if (x < y) std::swap(x, y);
+  double out;
+  if (quick()) {
+    const Real<2> p = Real<2>::of(x), q = Real<2>::of(y);
+    if (round_nearest(root(p * p + q * q), 112, out)) return flagged(out);
+  }
   const Real<8> a = Real<8>::of(x), b = Real<8>::of(y), squares = a * a + b * b;  // exact, where b counts
   if (a.e - b.e > 60) return x;
   const Real<8> r = root(squares);
-  double out;
   if (round_nearest(r, 470, out)) return flagged(out);
   const Parts p = middle(r);
   const Real<8> m(p.mantissa, p.exponent);
@@ -634,11 +677,13 @@ const Tables& tables() {
       const R a(static_cast<u64>(i), -6);
       R sine, cosine;
       real_circle(a, sine, cosine);
+      t.atan[i] = fixed_of(real_atan(a), 127);
       t.exp_coarse[i] = fixed_of(real_exp(a), 126);
       t.exp_fine[i] = fixed_of(real_exp(R(static_cast<u64>(i), -12)), 126);
       t.sine[i] = fixed_of(sine, 127);
       t.cosine[i] = i ? fixed_of(cosine, 127) : static_cast<u128>(1) << 127;
     }
+    t.atan[64] = fixed_of(real_atan(R(1)), 127);
     for (u64 i = 88; i < 184; i++) {
       const R log = real_log(R((32768 + i - 1) / i, -8));
       const i128 size = static_cast<i128>(fixed_of(log, FRACTION));
