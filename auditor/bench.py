@@ -21,6 +21,7 @@ from vtrain.engine.task import Task, check_data
 from vtrain.errors import CheckpointError, MalformedRunError, ProgramError, Refuted, UnsupportedError, UsageError
 from vtrain.job import Job
 from vtrain.store import canonical
+from vtrain.kernels import scalars
 from vtrain.store.atomic import storage_errors
 
 
@@ -66,6 +67,7 @@ class Bench:
         self.task = Task(job, directory or Path())
         self._nonce = nonce
 
+    @scalars.held()
     def replay(self, segment: Segment, on_step: Callable[[int], None], repairs: Repairs | None = None) -> Found:
         """Replay one segment, taking the run's values in ``repairs``.
 

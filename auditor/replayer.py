@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import struct
@@ -93,7 +94,7 @@ class Replayer:
 
     Args:
         evidence: the opened run.
-        scalar_ulps: by how much a recomputed host scalar may differ, in float64 ulps.
+        scalar_ulps: by how much a recomputed operand of plain arithmetic may differ, in float64 ulps.
         repairs: where the run's value is taken although the auditor's rounding is another one: what disputes found to
             be benign.
         seed: decides which decisions are examined where there are too many; empty for one that nobody knows.
@@ -176,15 +177,15 @@ class Replayer:
 
     # ---- the listener ---------------------------------------------------------------------------------------------
     @_final
-    def scalar(self, step: int, position: int, value: float) -> float:
-        """The recorded host scalar, if it is within ``scalar_ulps`` of the recomputed one (numerics §2)."""
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
+        """The auditor's own host scalar, if the run has it too (numerics §2)."""
         if position >= len(self._scalars):
             raise Refuted(step, "scalars", f"host scalar {position}: {value!r} here, none in the run")
         self._used = position + 1
         recorded = self._scalars[position]
-        if ulps_between(recorded, value) > self._ulps:
+        if not same_scalar(recorded, value, self._ulps if plain else 0):
             raise Refuted(step, "scalars", f"host scalar {position}: {recorded!r} in the run, {value!r} here")
-        return recorded
+        return value
 
     @_final
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
@@ -242,11 +243,23 @@ def _same_map(step: int, what: str, theirs: Mapping[str, str], mine: Mapping[str
             raise Refuted(step, what, f"{label} differs in {name or 'its content'!r}: {found} in the run, {here} here")
 
 
-def ulps_between(a: float, b: float) -> int:
-    """Number of float64 values from a to b; 0 for two NaN, huge for NaN and a number."""
-    if a != a or b != b:
-        return 0 if a != a and b != b else 2**64
-    return abs(_ordered(a) - _ordered(b))
+def same_scalar(recorded: float, value: float, ulps: int) -> bool:
+    """Whether two host scalars are one: in every bit, or within ``ulps`` and alike for whoever rounds them to float32.
+
+    The second never tells a zero or an infinity from a number, or one sign from another: float32 could. NaN is NaN.
+    """
+    if recorded == value:
+        return recorded != 0 or math.copysign(1, recorded) == math.copysign(1, value)
+    if recorded != recorded or value != value:
+        return recorded != recorded and value != value
+    return (
+        math.isfinite(recorded)
+        and math.isfinite(value)
+        and (recorded > 0) == (value > 0)
+        and recorded != 0 != value
+        and abs(_ordered(recorded) - _ordered(value)) <= ulps
+        and ctypes.c_float(recorded).value == ctypes.c_float(value).value
+    )
 
 
 def _ordered(x: float) -> int:

@@ -23,6 +23,7 @@ from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.optable import table_digest
 from vtrain.errors import CheckpointError, IncompleteRunError, Refuted, UsageError, VersionError
 from vtrain.job import LoopJob
+from vtrain.kernels import scalars
 
 
 class Replaying(OpenRun):
@@ -81,6 +82,14 @@ class replay:
         self._key = trainer_key if is_key else keys.load_public(trainer_key)  # type: ignore[arg-type]
 
     def __enter__(self) -> Replaying:
+        scalars.hold()  # until the body is left: schedulers compute between steps
+        try:
+            return self._open()
+        except BaseException:
+            scalars.release()
+            raise
+
+    def _open(self) -> Replaying:
         evidence = open_run(self._path, self._key)  # type: ignore[arg-type]
         job = evidence.job
         if not isinstance(job, LoopJob):
@@ -133,6 +142,7 @@ class replay:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        scalars.release()
         found, verdict, done = self._replayer.finding, self._verdict, self._loop.steps_done
         verdict.replayed = [(0, done)] if done >= 0 else []
         verdict.count(self._replayer.counts)

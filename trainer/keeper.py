@@ -65,7 +65,7 @@ class Keeper:
     def canonical(self, site: Site) -> None:
         """Nothing to log."""
 
-    def scalar(self, step: int, position: int, value: float) -> float:
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         """Record a host scalar."""
         return self._recorder.scalar(step, position, value)
 

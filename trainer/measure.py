@@ -27,6 +27,7 @@ from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
 from vtrain.errors import BackendError, LogError, VtrainError
 from vtrain.job import Job, load
+from vtrain.kernels import scalars
 from vtrain.policy import Policy
 from vtrain.profiles import PROFILES
 from vtrain.rounding.scale import Scale
@@ -68,7 +69,7 @@ class Reference:
     def canonical(self, site: Site) -> None:
         """Nothing to compare: canonical results have one value."""
 
-    def scalar(self, step: int, position: int, value: float) -> float:
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         """Record."""
         return self._recorder.scalar(step, position, value)
 
@@ -112,7 +113,7 @@ class Comparison:
     def canonical(self, site: Site) -> None:
         """Nothing to compare: canonical results have one value."""
 
-    def scalar(self, step: int, position: int, value: float) -> float:
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         """The reference's scalar."""
         return float(self._scalars[position])
 
@@ -121,6 +122,7 @@ class Comparison:
         self._file.close()
 
 
+@scalars.held()
 def _run(job: Job, directory: Path, role: Reference | Comparison, steps: int) -> None:
     task = Task(job, directory)
     loop = Loop(role, job.policy, job.train.seed)

@@ -79,7 +79,7 @@ class Recorder:
     def canonical(self, site: Site) -> None:
         """Nothing to log."""
 
-    def scalar(self, step: int, position: int, value: float) -> float:
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         """Record a host scalar."""
         self._scalars.append(value)
         return value

@@ -19,6 +19,7 @@ from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.optable import table_digest
 from vtrain.errors import JobError, UsageError
 from vtrain.job import Job, LoopJob, job_digest
+from vtrain.kernels import scalars
 from vtrain.policy import Policy
 from vtrain.store import canonical
 from vtrain.store.identity import LoopFacts
@@ -80,7 +81,12 @@ class record:
     def __enter__(self) -> Recording:
         job = self._job()
         data = job.canonical()
-        return self._open(job, data)
+        scalars.hold()  # until the body is left: schedulers compute between steps
+        try:
+            return self._open(job, data)
+        except BaseException:
+            scalars.release()
+            raise
 
     def _job(self) -> LoopJob | Job:
         if isinstance(self._every, bool) or not isinstance(self._every, int) or self._every < 1:
@@ -150,6 +156,7 @@ class record:
             if kind is None:
                 self._keeper.finish(self._loop.files)
         finally:
+            scalars.release()
             self._writer.close()
 
 

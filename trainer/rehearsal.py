@@ -38,7 +38,7 @@ class _Again:
     def canonical(self, site: Site) -> None:
         pass
 
-    def scalar(self, step: int, position: int, value: float) -> float:
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         return value
 
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:

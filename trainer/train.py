@@ -14,6 +14,7 @@ from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
 from vtrain.errors import UsageError
 from vtrain.job import MAX_BYTES, Job, job_digest, parse_canonical
+from vtrain.kernels import scalars
 from vtrain.store import canonical
 from vtrain.store.layout import Layout, safe_open
 from vtrain.store.writer import RunWriter, create
@@ -26,6 +27,7 @@ def _nowhere() -> None:
     """The run's directory is all there is."""
 
 
+@scalars.held()
 def train(
     job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
     rehearse: bool = False,
@@ -56,6 +58,7 @@ def train(
         raise
 
 
+@scalars.held()
 def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere) -> None:
     """Go on with a run from its last complete checkpoint; the result is bit for bit that of an uninterrupted one.
 

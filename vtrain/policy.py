@@ -52,7 +52,8 @@ class Policy(Frozen):
         calibration_steps: first steps that calibrate adaptive thresholds (logged at the statistical width).
         calibration: largest differences by kind of operation, as hexadecimal floats: what ``vtrain calibrate`` measured
             across instruction sets and thread counts. With it a run calibrates nothing itself.
-        scalar_ulps: by how many float64 ulps a recomputed host scalar may differ from the recorded one.
+        scalar_ulps: by how many float64 ulps a recomputed operand of plain arithmetic may differ from the recorded one,
+            the two being one number in float32. All other host scalars are equal in every bit.
     """
 
     target: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -39,7 +39,7 @@ class _Deterministic:
     def canonical(self, site: Site) -> None:
         pass
 
-    def scalar(self, step: int, position: int, value: float) -> float:
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         return value
 
 

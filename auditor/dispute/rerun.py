@@ -20,6 +20,7 @@ from vtrain.engine.loop import Loop
 from vtrain.engine.task import Task
 from vtrain.errors import CheckpointError, ProofError, Refuted, UsageError, VtrainError
 from vtrain.job import Job
+from vtrain.kernels import scalars
 
 Snapshot = dict[str, dict[str, torch.Tensor]]
 
@@ -155,6 +156,7 @@ class Rerun:
 
         return Decisions(self.evidence.log(step)).columns(seq)
 
+    @scalars.held()
     def _run(self, first: int, last: int, sink: Sink | None, after: Callable[[int, Loop], None] | None = None) -> None:
         """Run up to ``last``; the steps from ``first`` on go to the sink."""
         tracer = self._make_tracer(self.evidence, self.job.policy.scalar_ulps, self.repairs)

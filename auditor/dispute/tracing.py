@@ -102,12 +102,9 @@ class Tracer(Replayer):
         return state.digest(self.loop.files()).text
 
     # ---- the listener ---------------------------------------------------------------------------------------------
-    def scalar(self, step: int, position: int, value: float) -> float:
-        """The recorded host scalar if it is near enough, else one's own."""
-        try:
-            return super().scalar(step, position, value)
-        except Refuted:
-            return value
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
+        """One's own host scalar, whatever the run has."""
+        return value
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Round y by the log, with repairs; an event."""

@@ -10,7 +10,7 @@ import torch
 
 from vtrain import kernels, searchpath
 from vtrain.errors import BackendError
-from vtrain.kernels import nvrtc
+from vtrain.kernels import nvrtc, scalars
 from vtrain.profiles import profile
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
@@ -58,6 +58,7 @@ def arithmetic_report() -> dict[str, bool]:
     out = torch.empty_like(b)
     report["kernels round as tensor operations do"] = _same(kernels.round_to(wide_b, out, FLOAT32), b)
     report["matrix products are not reduced"] = _product_is_exact()
+    report["Python's ** and math, and NumPy's functions, are ours while a run is open"] = not scalars.missing()
     return report
 
 

@@ -227,7 +227,7 @@ class Engine:
         finally:
             self.seed, self.randoms, self._draw_step = before
 
-    def scalar(self, value: float) -> float:
-        """The host scalar to use for ``value`` (numerics §2)."""
+    def scalar(self, value: float, plain: bool = False) -> float:
+        """The host scalar to use for ``value`` (numerics §2); ``plain`` as ``Listener.scalar`` has it."""
         self.scalars += 1
-        return self.listener.scalar(self.step, self.scalars - 1, value)
+        return self.listener.scalar(self.step, self.scalars - 1, value, plain)

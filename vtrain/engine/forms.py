@@ -12,6 +12,19 @@ from vtrain.engine.optable import TABLE, Entry
 
 Call = Callable[[tuple, dict], Any]
 
+# Host scalars that an operation only multiplies, divides or adds, rounded to float32 first: two that round alike give
+# the same bits. All others may decide a shape, a branch, a comparison or arithmetic in double (numerics §2).
+PLAIN: dict[str, frozenset[str]] = {
+    **{f"aten.{name}": frozenset({"other"}) for name in ("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar")},
+    **{
+        f"aten.{name}.{kind}": frozenset({"other", "alpha"})
+        for name in ("add", "sub", "rsub")
+        for kind in ("Tensor", "Scalar")
+    },
+    "aten.addcmul.default": frozenset({"value"}),
+    "aten.addcdiv.default": frozenset({"value"}),
+}
+
 
 @dataclass(frozen=True)
 class Form:
@@ -22,16 +35,18 @@ class Form:
         functional: the functional overload itself.
         inplace: the result goes into the first argument.
         outs: names of keyword arguments that take the results.
-        scalars: positions of arguments that may hold host scalars.
+        scalars: positions and names of arguments that may hold host scalars.
         scalar_kwargs: names of such keyword arguments.
+        plain: names of those that are operands of plain arithmetic (``PLAIN``).
     """
 
     entry: Entry
     functional: Any
     inplace: bool
     outs: tuple[str, ...]
-    scalars: tuple[int, ...]
+    scalars: tuple[tuple[int, str], ...]
     scalar_kwargs: frozenset[str]
+    plain: frozenset[str]
 
     def call(self, run: Call, args: tuple, kwargs: dict) -> Any:
         """Run the functional operation and put its results where this form wants them."""
@@ -53,15 +68,16 @@ def form_of(func: Any) -> Form | None:
     schema = func._schema
     name = str(func)
     names = [a.name for a in schema.arguments]
-    scalars = tuple(i for i, a in enumerate(schema.arguments) if _holds_scalar(a))
+    scalars = tuple((i, a.name) for i, a in enumerate(schema.arguments) if _holds_scalar(a))
     words = frozenset(a.name for a in schema.arguments if _holds_scalar(a))
     if name in TABLE:
-        return Form(TABLE[name], func, False, (), scalars, words)
+        return Form(TABLE[name], func, False, (), scalars, words, PLAIN.get(name, frozenset()))
     outs = tuple(a.name for a in schema.arguments if a.is_out)
     functional = _twin(func, [n for n in names if n not in outs], bool(outs))
     if functional is None or str(functional) not in TABLE:
         return None
-    return Form(TABLE[str(functional)], functional, not outs, outs, scalars, words)
+    plain = PLAIN.get(str(functional), frozenset())
+    return Form(TABLE[str(functional)], functional, not outs, outs, scalars, words, plain)
 
 
 def touches_no_tensor(func: Any) -> bool:

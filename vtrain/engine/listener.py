@@ -70,8 +70,11 @@ class Listener(Protocol):
         """A canonical result was computed: every machine has the same bits, if it walks the same sites."""
         ...
 
-    def scalar(self, step: int, position: int, value: float) -> float:
-        """The float64 host scalar to use in place of ``value`` (numerics §2)."""
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
+        """The float64 host scalar to use in place of ``value`` (numerics §2).
+
+        ``plain``: it is an operand of plain arithmetic, which rounds it to float32 first.
+        """
         ...
 
 
@@ -101,5 +104,5 @@ class Plain:
     def canonical(self, site: Site) -> None:
         pass
 
-    def scalar(self, step: int, position: int, value: float) -> float:
+    def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         return value

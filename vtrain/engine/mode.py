@@ -109,23 +109,23 @@ class EngineMode(TorchDispatchMode):
 
     def _with_scalars(self, form: Form, runner: Runner) -> Runner:
         """Host scalars are recorded, or replaced by the recorded ones, before anything sees them (numerics §2)."""
-        engine = self.engine
+        engine, plain = self.engine, form.plain
 
-        def swap(value: Any) -> Any:
+        def swap(value: Any, name: str) -> Any:
             if isinstance(value, float):
-                return engine.scalar(float(value))
+                return engine.scalar(float(value), name in plain)
             if isinstance(value, list | tuple):
-                return [swap(v) for v in value]
+                return [swap(v, name) for v in value]
             return value
 
         def run(args: tuple, kwargs: dict) -> Any:
             changed: list | None = None
-            for i in form.scalars:
+            for i, name in form.scalars:
                 if i < len(args) and isinstance(args[i], float | list | tuple):
                     changed = changed or list(args)
-                    changed[i] = swap(args[i])
+                    changed[i] = swap(args[i], name)
             if kwargs:
-                kwargs = {k: swap(v) if k in form.scalar_kwargs else v for k, v in kwargs.items()}
+                kwargs = {k: swap(v, k) if k in form.scalar_kwargs else v for k, v in kwargs.items()}
             return runner(args if changed is None else tuple(changed), kwargs)
 
         return run

@@ -24,6 +24,7 @@ from vtrain.engine.imports import Imports
 from vtrain.engine.sources import OURS, Sources
 from vtrain.errors import ProgramError, VtrainError
 from vtrain.job import ProgramSpec
+from vtrain.kernels import scalars
 
 Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 
@@ -156,11 +157,13 @@ class Code:
         }
 
 
+@scalars.held()
 def load_code(spec: ProgramSpec, directory: Path, discover: bool = False) -> Code:
     """Import the program that a job names: what it was made for, and nothing else of its folder.
 
     All files that the job lists are read, hashed and compared before any is executed, and what is executed was compiled
-    from the very bytes that were hashed.
+    from the very bytes that were hashed. The functions of Python's numbers are ours meanwhile: the compiler computes
+    ``0.9 ** 5`` itself, and a module what it holds.
 
     Args:
         spec: as in the job.
@@ -169,6 +172,7 @@ def load_code(spec: ProgramSpec, directory: Path, discover: bool = False) -> Cod
             the job does not list is refused, now and whenever the program imports it.
 
     Raises:
+        BackendError: they can't be put in place here.
         ProgramError: missing, of another digest, or not importable.
     """
     place = _place(spec.entry, directory)

@@ -20,6 +20,7 @@ from vtrain.engine.mode import EngineMode
 from vtrain.engine.pins import pinned
 from vtrain.engine.threads import guarded_threads
 from vtrain.errors import UsageError
+from vtrain.kernels import scalars
 from vtrain.policy import Policy
 from vtrain.random import StreamKey, words
 
@@ -53,12 +54,12 @@ class Session:
         """Everything inside belongs to step ``number``; gradients are as enabled as outside.
 
         Raises:
-            BackendError: a thread flushes subnormals.
+            BackendError: a thread flushes subnormals, or the functions of Python's numbers can't be put in place.
             StateError: this thread does, or code inside changed a setting that decides how numbers are computed.
             UnsupportedOperation: other threads computed a part of it.
             UsageError: another step is under way in this process.
         """
-        with _only_step(self.engine):
+        with _only_step(self.engine), scalars.held():
             settings.check_threads()
             with pinned(), host_generators(self._host_key, number), guarded_threads() as threads:
                 self.engine.begin_step(number)

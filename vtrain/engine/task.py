@@ -18,6 +18,7 @@ from vtrain.engine.optable import table_digest
 from vtrain.engine.program import Program, build, load_code, program_errors
 from vtrain.errors import JobError, ProgramError, UnsupportedError, VersionError
 from vtrain.job import Job, OptimizerSpec, ScheduleSpec
+from vtrain.kernels import scalars
 
 Batch = dict[str, torch.Tensor]
 
@@ -65,6 +66,7 @@ class Task:
 
     program: Program
 
+    @scalars.held()
     def __init__(self, job: Job, directory: Path) -> None:
         self.job = job
         self.code = load_code(job.program, directory, discover=not job.program.sha256)
@@ -109,6 +111,7 @@ class Task:
         samples = [self.data[i] for i in indices]
         return {key: _stack([s[key] for s in samples]) for key in samples[0]}, indices
 
+    @scalars.held()
     def run_step(self, loop: Loop, step: int) -> None:
         """One optimizer step: the same call for every role."""
         train, model, optimizer = self.job.train, loop.model, loop.optimizer
@@ -161,6 +164,7 @@ def _split(batch: Batch, parts: int) -> Iterator[Batch]:
         yield {key: value[i * size : (i + 1) * size] for key, value in batch.items()}
 
 
+@scalars.held()
 def complete(job: Job, directory: Path) -> Job:
     """The job with the digests that it leaves open filled in: what is trained, and what its identity covers.
 
@@ -180,6 +184,7 @@ def complete(job: Job, directory: Path) -> Job:
     return job.model_copy(update={"program": program, "data": data, "optable": optable})
 
 
+@scalars.held()
 def check_data(task: Task) -> None:
     """Compare the whole data set with the job's digest: an auditor's own copy may be another.
 

@@ -29,8 +29,8 @@ def _adam(
     _check(engine, params, grad_scale, found_inf)
     for i, (param, grad, step) in enumerate(zip(params, grads, steps, strict=True)):
         count = float(step)
-        size = engine.scalar(lr / (1 - beta1**count))
-        root = engine.scalar((1 - beta2**count) ** 0.5)
+        size = engine.scalar(lr / (1 - beta1**count), plain=True)
+        root = engine.scalar((1 - beta2**count) ** 0.5, plain=True)
         state = (first[i], second[i], most[i] if amsgrad else None)
         canonical.optimizer_step(
             "adam", param, grad, state, maximize, decoupled, False, False, lr, weight_decay, beta1, beta2, eps, size,

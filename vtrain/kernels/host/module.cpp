@@ -14,6 +14,7 @@
 
 #include "../codes.hpp"
 #include "columns.hpp"
+#include "scalar/binding.hpp"
 #include "table.hpp"
 
 namespace nb = nanobind;
@@ -258,5 +259,6 @@ NB_MODULE(_host, m) {
   m.def("taps", &taps);
   m.def("round_scalar", &round_scalar);
   m.def("ordered_scalar", &ordered_scalar);
+  scalar::bind(m);
   nb::class_<Sink>(m, "Sink").def(nb::init<int>()).def("settle", &Sink::settle).def("add", &Sink::add).def("take", &Sink::take);
 }
