@@ -20,8 +20,8 @@ from vtrain.engine.loop import Loop
 from vtrain.engine.task import Task, check_data
 from vtrain.errors import CheckpointError, MalformedRunError, ProgramError, Refuted, UnsupportedError, UsageError
 from vtrain.job import Job
-from vtrain.store import canonical
 from vtrain.kernels import scalars
+from vtrain.store import canonical
 from vtrain.store.atomic import storage_errors
 
 
