@@ -105,6 +105,13 @@ def test_factors(alpha: float, beta: float, c: str | None) -> None:
             assert c_of(call) == [c]
 
 
+def test_a_float16_bias_times_a_factor_leaves_float32() -> None:
+    """No pass over float16 is needed to know its largest value, but a factor may carry that beyond 2^126."""
+    a, b, bias = (torch.ones(shape, dtype=torch.float16) for shape in ((2, 3), (3, 2), (2,)))
+    assert c_of(lambda: torch.addmm(bias, a, b, beta=2.0**109)) == ["float32"]
+    assert c_of(lambda: torch.addmm(bias, a, b, beta=2.0**110)) == ["float64"]
+
+
 def test_a_factor_of_a_scatter_that_leaves_the_range() -> None:
     with pytest.raises(UnsupportedOperation, match="a factor of 1e\\+300"):
         c_of(lambda: torch.zeros(2).index_add(0, torch.tensor([0]), torch.ones(1), alpha=1e300), Policy(other="logged"))
