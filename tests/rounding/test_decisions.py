@@ -138,6 +138,7 @@ def test_a_half_width_of_nothing_admits_one_zero(zero: float) -> None:
     """Where s is 0, eta counts for nothing: every machine has this number, the sign of a zero included."""
     y = torch.tensor([zero], dtype=torch.float64)
     assert settle(y, full_scale([0.0]), BFLOAT16, "sparse", eta=2.0**-100)[0] == ((), b"", b"", ())
+    assert generic.in_doubt(y, full_scale([0.0]), 1.0, 2.0**-100, BFLOAT16)[0].numel() == 0
     for other in (-zero, 2.0**-133):
         place = naive.encode(naive.ordered(other, BFLOAT16), BFLOAT16)
         log = log_of(naive.Columns((7, 1, 0, 0, 1, 1), b"\x01", b"", (place,)))
