@@ -108,8 +108,8 @@ def test_factors(alpha: float, beta: float, c: str | None) -> None:
 def test_a_float16_bias_times_a_factor_leaves_float32() -> None:
     """No pass over float16 is needed to know its largest value, but a factor may carry that beyond 2^126."""
     a, b, bias = (torch.ones(shape, dtype=torch.float16) for shape in ((2, 3), (3, 2), (2,)))
-    assert c_of(lambda: torch.addmm(bias, a, b, beta=2.0**109)) == ["float32"]
-    assert c_of(lambda: torch.addmm(bias, a, b, beta=2.0**110)) == ["float64"]
+    assert c_of(lambda: torch.addmm(bias, a, b, beta=2.0**110)) == ["float32"]
+    assert c_of(lambda: torch.addmm(bias, a, b, beta=2.0**111)) == ["float64"]
 
 
 def test_a_factor_of_a_scatter_that_leaves_the_range() -> None:
