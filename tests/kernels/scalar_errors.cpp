@@ -6,7 +6,10 @@
 #include <random>
 #include <string>
 
-#include "functions.cpp"
+#include "circular.cpp"
+#include "exponential.cpp"
+#include "power.cpp"
+#include "tables.cpp"
 
 using namespace vtrain::scalar;
 
