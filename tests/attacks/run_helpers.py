@@ -29,6 +29,7 @@ STEPS = 6
 HERE = Path(__file__).parent
 # Every run of these tests has one nonce: runs of one job can be compared byte by byte, and draws stay what they are.
 NONCE = "00112233445566778899aabbccddeeff"
+random_nonce = writer.new_nonce
 writer.new_nonce = lambda: NONCE
 VALUES: dict[str, Any] = {
     "program": {"entry": "vtrain.programs.mlp:perceptron", "config": {"inputs": 192, "hidden": 16}},

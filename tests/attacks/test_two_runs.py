@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import HERE, KEY, audited, finding, forging, job, make, silent
+from run_helpers import HERE, KEY, audited, finding, forging, job, make, random_nonce, silent
 from torch import nn
 
 import vtrain.store.writer as writer_module
@@ -32,9 +32,7 @@ PUBLIC = KEY.public_key()
 @pytest.fixture(autouse=True)
 def nonces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run its own, as everywhere but in the other tests."""
-    import secrets
-
-    monkeypatch.setattr(writer_module, "new_nonce", lambda: secrets.token_hex(16))
+    monkeypatch.setattr(writer_module, "new_nonce", random_nonce)
 
 
 def looped(

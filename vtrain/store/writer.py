@@ -114,8 +114,7 @@ class RunWriter:
         """
         if self.identity is not None and self.checkpoint_step >= 0:
             return
-        nonce = new_nonce() if self.identity is None else self.identity.nonce
-        self.identity = Identity(heads.job_text(self._digest), nonce, loop)
+        self.identity = Identity(heads.job_text(self._digest), new_nonce(), loop)
         write_bytes(self.layout.identity, self.identity.encode())
 
     def step(self, leaf: Leaf, log: StepLog, program: bytes) -> None:
