@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import compileall
 import dataclasses
+import hashlib
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -109,6 +110,29 @@ def test_helpers_are_hashed_and_compared(tmp_path: Path) -> None:
     (code / "helpers.py").unlink()
     with pytest.raises(ProgramError, match=r"no file .*helpers\.py, which the job lists"):
         resume(run, code, KEY, lambda done: None)
+
+
+def test_client_who_lists_some_files(tmp_path: Path) -> None:
+    """The others are for the trainer to fill in; what the client wants must be there."""
+    code = folder(tmp_path, more="X = 1\n")
+    run = trained(tmp_path, code, files={"more.py": ""})
+    more = hashlib.sha256(b"X = 1\n").hexdigest()
+    for files, same in (({"more.py": ""}, True), ({"more.py": more}, True), ({"more.py": "0" * 64}, False),
+                        ({"other.py": "0" * 64}, False)):  # fmt: skip
+        client = parse({**VALUES, "program": {"entry": "program.py:make", "files": files}}, "job")
+        found = audited(run, code, job=client)
+        assert (found.verified, found.what) == ((True, "") if same else (False, "job")), found.detail
+
+
+def test_client_who_leaves_the_distribution_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = HELPERS + MAIN.replace("from helpers import loss\n", "")
+    installed = write(tmp_path / "site-packages" / "made_for_a_test.py", text).parent
+    monkeypatch.syspath_prepend(installed)
+    run = trained(tmp_path, tmp_path, entry="made_for_a_test:make")
+    for distribution, same in (("", True), ("made_for_a_test (unknown)", True), ("made_for_a_test 2", False)):
+        program = {"entry": "made_for_a_test:make", "distribution": distribution}
+        found = audited(run, tmp_path, job=parse({**VALUES, "program": program}, "job"))
+        assert (found.verified, found.what) == ((True, "") if same else (False, "job")), found.detail
 
 
 def test_nothing_is_executed_before_all_is_compared(tmp_path: Path) -> None:
