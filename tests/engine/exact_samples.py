@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vtrain.engine.listener import Plain
-from vtrain.engine.optable import TABLE, OpClass
+from vtrain.engine.optable import OpClass
 from vtrain.engine.session import Session
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy
@@ -57,7 +57,7 @@ class Kit:
         x, y: (rows, columns); every pair of hard values meets, if there is room.
         i: int64, repeated indices below ``rows``; ``w``: the same of x's shape, below ``columns``.
         mask: bool, x's shape.
-        image: (1, 4, h, w) of x's values, or None where there are too few.
+        image: (1, 4, h, w) of x's values; empty where there are too few.
     """
 
     def __init__(self, dtype: torch.dtype, n: int, layout: str) -> None:
@@ -78,7 +78,7 @@ class Kit:
         self.w = _laid_out((at * 2654435761 % 2**20) % columns, self.shape, layout)
         self.mask = _laid_out(at * 40503 % 7 < 3, self.shape, layout)
         side = int((n // 4) ** 0.5) // 2 * 2
-        self.image = self.x.reshape(-1)[: 4 * side * side].view(1, 4, side, side) if side >= 4 else None
+        self.image = self.x.reshape(-1)[: 4 * side * side].view(1, 4, side, side)
 
     @property
     def v(self) -> Tensor:
@@ -165,20 +165,21 @@ MOVES: Samples = {
     "slice_backward.default": [lambda k: (k.x, [k.shape[0] + 3, k.shape[1]], 0, 3, k.shape[0] + 3, 1)],
     "select_backward.default": [lambda k: (k.v, [3, k.n], 0, 1)],
     "diagonal_backward.default": [lambda k: (k.x.diagonal().clone(), list(k.shape), 0, 0, 1)],
-    "slice_scatter.default": [lambda k: (k.x, k.y[:1], 0, 0, 1), lambda k: (k.x, torch.full((1, k.shape[1]), 0.1), 0, 0, 1)],
+    "slice_scatter.default": [lambda k: (k.x, k.y[:1], 0, 0, 1),
+                              lambda k: (k.x, torch.full((1, k.shape[1]), 0.1), 0, 0, 1)],
     "select_scatter.default": [lambda k: (k.x, k.y[0], 0, 0), lambda k: (k.x, torch.full((k.shape[1],), 1e20), 0, 0)],
     "index_fill.int_Scalar": [lambda k: (k.x, 0, k.i, 1)],
     "index_fill.int_Tensor": [lambda k: (k.x, 0, k.i, torch.tensor(1.0))],
-    **_every("pixel_unshuffle.default", lambda k: (k.image, 2) if k.image is not None else None),
-    **_every("pixel_shuffle.default channel_shuffle.default", lambda k: (k.image, 2) if k.image is not None else None),
-    "im2col.default": [lambda k: (k.image, [2, 2], [1, 1], [1, 1], [1, 1]) if k.image is not None else None],
-    **_every("reflection_pad1d.default replication_pad1d.default", lambda k: (k.image[0], [1, 2]) if k.image is not None else None),
-    **_every("reflection_pad2d.default replication_pad2d.default", lambda k: (k.image, [1, 2, 0, 1]) if k.image is not None else None),
-    "upsample_nearest2d.default": [lambda k: (k.image, [9, 13]) if k.image is not None else None],
-    "upsample_nearest1d.default": [lambda k: (k.image[0], [13]) if k.image is not None else None],
-    **_every("max_pool2d_with_indices.default", lambda k: (k.image, [3, 3], [2, 2], [1, 1]) if k.image is not None else None),
-    "max_pool3d_with_indices.default": [lambda k: (k.image, [2, 3, 3], [1, 2, 2], [0, 1, 1]) if k.image is not None else None],
-    "adaptive_max_pool2d.default": [lambda k: (k.image, [3, 2]) if k.image is not None else None],
+    **_every("pixel_unshuffle.default", lambda k: (k.image, 2)),
+    **_every("pixel_shuffle.default channel_shuffle.default", lambda k: (k.image, 2)),
+    "im2col.default": [lambda k: (k.image, [2, 2], [1, 1], [1, 1], [1, 1])],
+    **_every("reflection_pad1d.default replication_pad1d.default", lambda k: (k.image[0], [1, 2])),
+    **_every("reflection_pad2d.default replication_pad2d.default", lambda k: (k.image, [1, 2, 0, 1])),
+    "upsample_nearest2d.default": [lambda k: (k.image, [9, 13])],
+    "upsample_nearest1d.default": [lambda k: (k.image[0], [13])],
+    **_every("max_pool2d_with_indices.default", lambda k: (k.image, [3, 3], [2, 2], [1, 1])),
+    "max_pool3d_with_indices.default": [lambda k: (k.image, [2, 3, 3], [1, 2, 2], [0, 1, 1])],
+    "adaptive_max_pool2d.default": [lambda k: (k.image, [3, 2])],
 }  # fmt: skip
 
 NEW: Samples = {
@@ -245,20 +246,23 @@ WRITES: Samples = {
     "scatter.src": [lambda k: (k.x, 1, k.w, k.y)],
     "index_copy.default": [lambda k: (k.x, 0, k.i[: k.shape[0]], k.y), lambda k: (k.x, 1, k.w[0], k.y)],
     "index_put.default": [lambda k: (k.x, [k.i], torch.cat([k.y, k.x])), lambda k: (k.x, [None, k.w[0]], k.y),
-                          lambda k: (k.x, [k.i[:, None] * 0, k.w[:1]], k.y[:1]), lambda k: (k.x, [k.mask], k.y[k.mask])],
+                          lambda k: (k.x, [k.i[:, None] * 0, k.w[:1]], k.y[:1]),
+                          lambda k: (k.x, [k.mask], k.y[k.mask])],
 }  # fmt: skip
 WRITES["_unsafe_index_put.default"] = WRITES["index_put.default"]
 WRITES["_index_put_impl_.default"] = [lambda k: (k.new(), [k.i], torch.cat([k.y, k.x]))]
 
 ARITHMETIC: Samples = {
-    **_every("mul.Tensor div.Tensor add.Tensor sub.Tensor rsub.Tensor floor_divide.default remainder.Tensor fmod.Tensor",
-             lambda k: (k.x, k.y), lambda k: (k.x, torch.tensor(0.3)), lambda k: (k.x, torch.ones((), dtype=torch.int64))),
-    **_every("mul.Scalar div.Scalar add.Scalar sub.Scalar rsub.Scalar floor_divide.Scalar remainder.Scalar fmod.Scalar",
-             *_with_numbers(*NUMBERS)),
+    **_every("mul.Tensor div.Tensor add.Tensor sub.Tensor rsub.Tensor floor_divide.default remainder.Tensor "
+             "fmod.Tensor", lambda k: (k.x, k.y), lambda k: (k.x, torch.tensor(0.3)),
+             lambda k: (k.x, torch.ones((), dtype=torch.int64))),
+    **_every("mul.Scalar div.Scalar add.Scalar sub.Scalar rsub.Scalar floor_divide.Scalar remainder.Scalar "
+             "fmod.Scalar", *_with_numbers(*NUMBERS)),
     "remainder.Scalar_Tensor": [lambda k: (0.3, k.x), lambda k: (7, k.x)],
-    "div.Tensor_mode": [lambda k: (k.x, k.y, {"rounding_mode": "floor"}), lambda k: (k.x, k.y, {"rounding_mode": "trunc"}),
-                        lambda k: (k.x, k.y, {"rounding_mode": None})],
-    "div.Scalar_mode": [lambda k: (k.x, 0.3, {"rounding_mode": "floor"}), lambda k: (k.x, 0.3, {"rounding_mode": "trunc"})],
+    "div.Tensor_mode": [functools.partial(lambda mode, k: (k.x, k.y, {"rounding_mode": mode}), mode)
+                        for mode in ("floor", "trunc", None)],
+    "div.Scalar_mode": [functools.partial(lambda mode, k: (k.x, 0.3, {"rounding_mode": mode}), mode)
+                        for mode in ("floor", "trunc")],
     "reciprocal.default": [lambda k: (k.x,)],
     "histc.default": [lambda k: (k.clean.clamp(-9, 9), 10, -3, 3)],
     "_to_copy.default": [functools.partial(lambda dtype, k: (k.x, {"dtype": dtype}), dtype)

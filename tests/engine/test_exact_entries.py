@@ -1,4 +1,4 @@
-"""Every entry of classes 1 and 2: the same bits whatever the threads, instruction set, layout and memory (numerics §2)."""
+"""Every entry of classes 1 and 2: the same bits on any threads, instruction set, layout and memory (numerics §2)."""
 
 from __future__ import annotations
 

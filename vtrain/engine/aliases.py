@@ -12,15 +12,22 @@ import torch
 Tensor = torch.Tensor
 
 
+def same_memory(x: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have one storage."""
+    return torch._C._is_alias_of(x, other)  # type: ignore[attr-defined]
+
+
 def shifted(x: Tensor, other: Tensor) -> bool:
     """Whether other is in x's memory but is not x: elements may be read before or after they are written."""
-    return torch._C._is_alias_of(x, other) and not (
+    return same_memory(x, other) and not (
         x.data_ptr() == other.data_ptr() and x.shape == other.shape and x.stride() == other.stride()
     )
 
 
 def overlapping(size: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether two indices may mean one element: dimensions do not nest within each other's strides."""
+    if 0 in size:
+        return False
     reach = 0
     for step, n in sorted(zip(stride, size, strict=True)):
         if n > 1 and step <= reach:

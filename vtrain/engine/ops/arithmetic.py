@@ -59,6 +59,11 @@ def _alike(x: Operand, other: Operand) -> bool:
     return (x if isinstance(x, Tensor) else other).dtype not in SIXTEEN  # type: ignore[union-attr]
 
 
+def _number_or_alike(x: Operand, other: Operand) -> bool:
+    """As ``_alike``, for products, whose kernels take a number in float32 whatever the tensor's type."""
+    return not isinstance(other, Tensor) or _alike(x, other)
+
+
 def _plain(x: Operand, other: Operand, alpha: float = 1) -> bool:
     return alpha == 1 and _alike(x, other)
 
@@ -70,11 +75,11 @@ def _divides(x: Operand, other: Operand) -> bool:
     )
 
 
-@register("mul.Tensor", "mul.Scalar", cls=ROUNDED, native_when=_alike, version=2)
+@register("mul.Tensor", "mul.Scalar", cls=ROUNDED, native_when=_number_or_alike, version=2)
 def mul(engine: Engine, x: Operand, other: Operand) -> Tensor:
     """x * other."""
     dtype = torch.result_type(x, other)
-    return torch.mul(x, other) if not dtype.is_floating_point else once(engine, torch.mul, x, other, dtype)  # type: ignore[arg-type]
+    return torch.mul(x, other) if not dtype.is_floating_point else once(engine, torch.mul, x, other, dtype)
 
 
 @register("div.Tensor", "div.Scalar", cls=ROUNDED, native_when=_divides, version=2)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vtrain.engine.aliases import shifted
+from vtrain.engine.aliases import same_memory, shifted
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass, register
@@ -117,7 +117,7 @@ def to_copy(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, **kw
 
 # ---- operations that convert an operand on the way ------------------------------------------------------------------
 def _copies(x: Tensor, source: Tensor, non_blocking: bool = False) -> bool:
-    return x.dtype is source.dtype and not torch._C._is_alias_of(x, source)
+    return x.dtype is source.dtype and not same_memory(x, source)
 
 
 @register("copy_.default", cls=OpClass.EXACT, native_when=_copies, version=2)

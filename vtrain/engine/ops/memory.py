@@ -20,7 +20,9 @@ def _zeroed(x: Tensor, since: int = 0) -> Tensor:
     """x with every byte of its storage from ``since`` on zero: what was never written is +0."""
     size = x.untyped_storage().nbytes() if x.layout is torch.strided else 0
     if size > since:
-        torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage(), since, (size - since,)).zero_()
+        torch.empty(0, dtype=torch.uint8, device=x.device).set_(
+            x.untyped_storage(), since, (size - since,), (1,)
+        ).zero_()
     return x
 
 

@@ -63,7 +63,7 @@ def write(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor
     if len(plain) > x.dim():
         return put(x, list(indices), values)  # torch's error
     where = [d for d, index in enumerate(plain) if index is not None]
-    spread = torch.broadcast_tensors(*[plain[d] for d in where])  # type: ignore[list-item]
+    spread = torch.broadcast_tensors(*[plain[d] for d in where])
     target = torch.zeros((), dtype=torch.int64, device=x.device)
     for d, index in zip(where, spread, strict=True):
         flat = _wrapped(index.to(x.device), x.shape[d])
