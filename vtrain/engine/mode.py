@@ -228,7 +228,8 @@ class EngineMode(TorchDispatchMode):
         def run(*args: Any, **kwargs: Any) -> Any:
             for target in [kwargs[name] for name in outs] or args[:1]:
                 for a in args:
-                    if a is not target and isinstance(a, torch.Tensor) and shifted(target, a):
+                    operands = a if isinstance(a, list | tuple) else (a,)
+                    if any(b is not target and isinstance(b, torch.Tensor) and shifted(target, b) for b in operands):
                         return form.call(lambda a, k: functional(*a, **k), args, kwargs)
             return func(*args, **kwargs)
 

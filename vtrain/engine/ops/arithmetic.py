@@ -129,7 +129,7 @@ def rsub(engine: Engine, x: Tensor, other: Operand, alpha: float = 1) -> Tensor:
     return sub(engine, other, x, alpha)
 
 
-@register("reciprocal.default", cls=ROUNDED)
+@register("reciprocal.default", cls=ROUNDED, version=2)
 def reciprocal(engine: Engine, x: Tensor) -> Tensor:
     """1 / x as one division; vector units also have approximate reciprocals."""
     return once(engine, torch.div, 1.0, x, x.dtype if x.is_floating_point() else F32)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vtrain.engine.aliases import same_memory
 from vtrain.engine.core import Engine
 from vtrain.engine.optable import OpClass, register
 
@@ -57,6 +58,8 @@ def cannot_repeat(indices: Sequence[Tensor | None], values: Tensor) -> bool:
 def write(x: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor:
     """x[indices] = values, in place."""
     put = aten.index_put_.default
+    if same_memory(x, values):
+        values = values.clone()
     if cannot_repeat(indices, values):
         return put(x, list(indices), values)
     plain = _as_integers(indices)
@@ -89,6 +92,8 @@ def _never_twice(x: Tensor, dim: int, index: Tensor, source: Tensor) -> bool:
 
 
 def _copy_in_place(engine: Engine, x: Tensor, dim: int, index: Tensor, source: Tensor) -> None:
+    if same_memory(x, source):
+        source = source.clone()
     flat = _wrapped(index, x.shape[dim])
     kept = None if flat is None else last_writers(flat, x.shape[dim])
     if kept is not None:
