@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import torch
 
+from vtrain.engine.aliases import Watched
 from vtrain.engine.definition import DefinitionFn
 from vtrain.engine.listener import Listener, ScaleFn, Site, Vary, round_result
 from vtrain.engine.randoms import PhiloxSource
@@ -59,6 +60,7 @@ class Engine:
         self.seed = seed
         self.randoms = PhiloxSource(seed)
         self.workspace = Workspace()
+        self.watched = Watched()
         self.formats = {torch.float32: float32_format, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
         self.restricted = not float32_format.native
         self.op = ""

@@ -51,7 +51,7 @@ class Form:
     def call(self, run: Call, args: tuple, kwargs: dict) -> Any:
         """Run the functional operation and put its results where this form wants them."""
         if self.inplace:
-            args[0].copy_(run(args, kwargs))
+            _put(args[0], run(args, kwargs))
             return args[0]
         if not self.outs:
             return run(args, kwargs)
@@ -59,8 +59,14 @@ class Form:
         results = run(args, {k: v for k, v in kwargs.items() if k not in self.outs})
         results = results if isinstance(results, tuple) else (results,)
         for target, value in zip(targets, results, strict=True):
-            target.resize_(value.shape).copy_(value)
+            _put(target.resize_(value.shape), value)
         return targets[0] if len(targets) == 1 else tuple(targets)
+
+
+def _put(target: torch.Tensor, value: torch.Tensor) -> None:
+    if not torch.can_cast(value.dtype, target.dtype):  # as torch's own forms say it
+        raise RuntimeError(f"result type {value.dtype} can't be cast to the desired output type {target.dtype}")
+    target.copy_(value)
 
 
 def form_of(func: Any) -> Form | None:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch._decomp import decomposition_table
 from torch._ops import HigherOrderOperator
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtrain.engine.ops
 from vtrain.engine import foreach
+from vtrain.engine.aliases import shifted
 from vtrain.engine.callsite import unsupported
 from vtrain.engine.core import Engine
 from vtrain.engine.forms import Form, form_of, touches_no_tensor
-from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass
 from vtrain.errors import UnsupportedOperation
 
@@ -40,6 +41,7 @@ class EngineMode(TorchDispatchMode):
         self.engine = engine
         self._runners: dict[Any, Runner] = {}
         self._calls = 0
+        engine.watched.begin = self._runners.clear
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         self._calls += 1
@@ -97,8 +99,10 @@ class EngineMode(TorchDispatchMode):
         if form.entry.decomposed:
             return self._decomposed(form)
         runner = self._native(func, form) if form.entry.handler is None else self._handled(form)
-        if form.entry.native_when is not None:
-            runner = self._either(form.entry.native_when, self._native(func, form), runner)
+        if form.entry.native_when is not None and not (self.engine.restricted and form.entry.cls is OpClass.ROUNDED):
+            runner = self._either(form, self._native(func, form), runner)
+        if self.engine.watched.active and func._schema.is_mutable:
+            runner = self._watching(func, form, runner)
         runner = self._traced(str(func), runner)
         return self._with_scalars(form, runner) if form.scalars or form.scalar_kwargs else runner
 
@@ -131,9 +135,32 @@ class EngineMode(TorchDispatchMode):
         return run
 
     @staticmethod
-    def _either(native_when: Callable[..., bool], native: Runner, handled: Runner) -> Runner:
+    def _either(form: Form, native: Runner, handled: Runner) -> Runner:
+        native_when, outs = form.entry.native_when, form.outs
+        assert native_when is not None
+
         def run(args: tuple, kwargs: dict) -> Any:
             return (native if native_when(*args, **kwargs) else handled)(args, kwargs)
+
+        def into(args: tuple, kwargs: dict) -> Any:
+            plain = {k: v for k, v in kwargs.items() if k not in outs}
+            return (native if native_when(*args, **plain) else handled)(args, kwargs)
+
+        return into if outs else run
+
+    def _watching(self, func: Any, form: Form, runner: Runner) -> Runner:
+        """The runner of an operation that writes, where there is memory that is seen in two ways."""
+        watched, name = self.engine.watched, form.entry.name
+        written = [(i, a.name) for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write]
+
+        def run(args: tuple, kwargs: dict) -> Any:
+            found = [args[i] if i < len(args) else kwargs.get(word) for i, word in written]
+            targets = [t for t in pytree.tree_leaves(found) if isinstance(t, torch.Tensor)]
+            if not watched.may_write(targets):
+                raise unsupported(name, "it writes to elements that several indices mean; write to a copy (clone)")
+            out = runner(args, kwargs)
+            watched.written(targets)
+            return out
 
         return run
 
@@ -180,39 +207,40 @@ class EngineMode(TorchDispatchMode):
         return run
 
     def _native(self, func: Any, form: Form) -> Runner:
+        native = self._undisturbed(func, form) if form.inplace or form.outs else func
         if form.entry.cls is OpClass.EXACT:
-            return lambda args, kwargs: func(*args, **kwargs)
-        engine, name = self.engine, form.entry.name
+            return lambda args, kwargs: native(*args, **kwargs)
+        name = form.entry.name
 
         def rounded(args: tuple, kwargs: dict) -> Any:
-            out = func(*args, **kwargs)
+            out = native(*args, **kwargs)
             if type(out) is torch.Tensor and out.dtype in _NO_WIDER:
                 raise unsupported(name, f"an inexact result of dtype {out.dtype}; use float32")
             return out
 
-        if not engine.restricted:
-            return rounded
+        return rounded
 
-        def restricted(args: tuple, kwargs: dict) -> Any:
-            return form.call(lambda a, k: self._round_natively(form, a, k), args, kwargs)
+    @staticmethod
+    def _undisturbed(func: Any, form: Form) -> Callable[..., Any]:
+        """A form that writes while it reads: operands that share its memory are read before."""
+        functional, outs = form.functional, form.outs
 
-        return restricted
+        def run(*args: Any, **kwargs: Any) -> Any:
+            for target in [kwargs[name] for name in outs] or args[:1]:
+                for a in args:
+                    operands = a if isinstance(a, list | tuple) else (a,)
+                    if any(b is not target and isinstance(b, torch.Tensor) and shifted(target, b) for b in operands):
+                        return form.call(lambda a, k: functional(*a, **k), args, kwargs)
+            return func(*args, **kwargs)
 
-    def _round_natively(self, form: Form, args: tuple, kwargs: dict) -> Any:
-        """One IEEE operation in C, then one rounding to a target that is no native format (numerics §1)."""
-        engine, func = self.engine, form.functional
-        fmt = engine.formats[torch.float32]
-        out = func(*args, **kwargs)
-        if out.dtype in _NO_WIDER:
-            raise unsupported(form.entry.name, f"an inexact result of dtype {out.dtype}; use float32")
-        if out.dtype is not torch.float32:
-            return out
-        if fmt.p > 11:
-            out = func(*(_widen(a) for a in args), **{k: v for k, v in kwargs.items() if k != "dtype"})
-        return round_result(out.contiguous(), fmt)
+        return run
 
 
-_NO_WIDER = (torch.float64, torch.complex64, torch.complex128)
+_NO_WIDER = frozenset(
+    t for t in vars(torch).values()
+    if isinstance(t, torch.dtype) and (t.is_floating_point or t.is_complex)
+    and t not in (torch.float32, torch.bfloat16, torch.float16)
+)  # fmt: skip
 
 
 def is_exact(func: Any) -> bool:
@@ -221,14 +249,6 @@ def is_exact(func: Any) -> bool:
         return False
     form = form_of(func)
     if form is not None:
-        return form.entry.cls is OpClass.EXACT
+        return form.entry.cls is OpClass.EXACT and (form.entry.handler is None or func.is_view)
     gives = " ".join(str(r.type) for r in func._schema.returns)
     return func.is_view or not any(word in gives for word in ("Tensor", "float", "number", "Any"))
-
-
-def _widen(a: Any) -> Any:
-    if isinstance(a, torch.Tensor):
-        return a.to(torch.float64) if a.is_floating_point() else a
-    if isinstance(a, float):  # a Python scalar is rounded to float32 first (numerics §2)
-        return torch.tensor(a, dtype=torch.float32).item()
-    return a

@@ -1,15 +1,20 @@
 """Handlers by family; importing this package fills the table."""
 
 from vtrain.engine.ops import (
+    arithmetic,
+    conversions,
     convolution,
     decomposed,
     exact,
+    extrema,
     functions,
     fused,
     grouped,
     linalg,
     matmul,
+    memory,
     normalization,
+    ordered,
     padding,
     pointwise,
     pooling,
@@ -18,18 +23,24 @@ from vtrain.engine.ops import (
     resize,
     scatter,
     softmax,
+    writes,
 )
 
 __all__ = [
+    "arithmetic",
+    "conversions",
     "convolution",
     "decomposed",
     "exact",
+    "extrema",
     "functions",
     "fused",
     "grouped",
     "linalg",
     "matmul",
+    "memory",
     "normalization",
+    "ordered",
     "padding",
     "pointwise",
     "pooling",
@@ -38,4 +49,5 @@ __all__ = [
     "resize",
     "scatter",
     "softmax",
+    "writes",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.ops.conversions import convert
 from vtrain.engine.optable import OpClass, forbid, register
 from vtrain.engine.randoms import PhiloxSource
 from vtrain.rounding.bounds import FUNCTION_KAPPA
@@ -44,9 +45,9 @@ def normal(
         engine.refuse("random float64")
     z = _source(engine, generator).normal(shape, *engine.next_draw(), device=device)
     if isinstance(std, Tensor) or std != 1.0:
-        z = torch.mul(z, std)
+        z = torch.mul(z, engine.lift(std) if isinstance(std, Tensor) else std)
     if isinstance(mean, Tensor) or mean != 0.0:
-        z = torch.add(z, mean)
+        z = torch.add(z, engine.lift(mean) if isinstance(mean, Tensor) else mean)
     return engine.finish(z, dtype)
 
 
@@ -158,7 +159,7 @@ def _integers(
     dtype = dtype or torch.int64
     source, draw = _source(engine, generator), engine.next_draw()
     if dtype.is_floating_point:
-        return source.randint(shape, low, high, *draw, device=device or "cpu").to(dtype)
+        return convert(engine, source.randint(shape, low, high, *draw, device=device or "cpu"), dtype)
     return source.randint(shape, low, high, *draw, device=device or "cpu", dtype=dtype)
 
 
@@ -225,13 +226,14 @@ def randint_like_low(
 @register("random_.from", cls=RANDOM)
 def random_from(engine: Engine, x: Tensor, low: int, high: int | None, *, generator: Generator = None) -> Tensor:
     """Fill with integers in [low, high)."""
-    return x.copy_(_integers(engine, x.shape, low, 2**31 if high is None else high, torch.int64, x.device, generator))
+    drawn = _integers(engine, x.shape, low, 2**31 if high is None else high, torch.int64, x.device, generator)
+    return x.copy_(convert(engine, drawn, x.dtype))
 
 
 @register("random_.to", cls=RANDOM)
 def random_to(engine: Engine, x: Tensor, high: int, *, generator: Generator = None) -> Tensor:
     """Fill with integers in [0, high)."""
-    return x.copy_(_integers(engine, x.shape, 0, high, torch.int64, x.device, generator))
+    return random_from(engine, x, 0, high, generator=generator)
 
 
 @register("randperm.default", "randperm.generator", cls=RANDOM)
@@ -246,7 +248,7 @@ def randperm(
 ) -> Tensor:
     """A permutation of 0..n-1."""
     drawn = _source(engine, generator).randperm(n, *engine.next_draw(), device=device or "cpu")
-    return drawn if dtype is None else drawn.to(dtype)
+    return drawn if dtype is None else convert(engine, drawn, dtype)
 
 
 @register("bernoulli_.float", cls=RANDOM)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.ops.writes import cannot_repeat, write
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
 from vtrain.rounding.bounds import sum_kappa
@@ -125,8 +126,19 @@ def _integers(*args: object, **kwargs: object) -> bool:
     return isinstance(args[0], Tensor) and not args[0].is_floating_point()
 
 
-def _no_add(x: Tensor, indices: object, values: Tensor, accumulate: bool = False, unsafe: bool = False) -> bool:
-    return not accumulate or not x.is_floating_point()
+def _free_of_order(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, unsafe: bool = False
+) -> bool:
+    return not x.is_floating_point() if accumulate else cannot_repeat(indices, values)
+
+
+def _put_in_place(
+    engine: Engine, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> None:
+    if accumulate:
+        x.copy_(index_put(engine, x, indices, values, True))
+    else:
+        write(x, indices, values)
 
 
 @register("index_add.default", cls=OpClass.VARYING, native_when=_integers)
@@ -153,11 +165,16 @@ def scatter_add(engine: Engine, x: Tensor, dim: int, index: Tensor, source: Tens
     return _accumulate(engine, x, source, lambda a, v: a.scatter_add(dim, index, v))
 
 
-@register("index_put.default", "_unsafe_index_put.default", cls=OpClass.VARYING, native_when=_no_add)
+@register(
+    "index_put.default", "_unsafe_index_put.default", cls=OpClass.VARYING, native_when=_free_of_order,
+    inplace=_put_in_place, version=2,
+)  # fmt: skip
 def index_put(
     engine: Engine, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:
-    """x[indices] += values."""
+    """x[indices] += values; or x[indices] = values, where the last position that writes an element wins."""
+    if not accumulate:
+        return write(x.clone(), indices, values)
     if engine.canonical:
         at = aten.index.Tensor(_flat_positions(x), list(indices))
         return _fixed_scatter(engine, x, at, values.expand(at.shape))
@@ -165,7 +182,7 @@ def index_put(
     return _accumulate(engine, x, values, lambda a, v: aten.index_put.default(a, list(indices), v, True), terms=terms)
 
 
-@register("_index_put_impl_.default", cls=OpClass.VARYING, native_when=_no_add)
+@register("_index_put_impl_.default", cls=OpClass.VARYING, native_when=_free_of_order, version=2)
 def index_put_impl(
     engine: Engine,
     x: Tensor,
@@ -174,5 +191,6 @@ def index_put_impl(
     accumulate: bool = False,
     unsafe: bool = False,
 ) -> Tensor:
-    """x[indices] += values, in place."""
-    return x.copy_(index_put(engine, x, indices, values, True))
+    """x[indices] += values, or = values, in place."""
+    _put_in_place(engine, x, indices, values, accumulate)
+    return x
