@@ -195,7 +195,7 @@ def test_train_what_is_not_supported(vtrain_: Call, job_file: Path, key_file: Pa
 def test_verify(vtrain_: Call, public_file: Path) -> None:
     done = vtrain_("verify", honest())
     assert (done.code, done.err) == (0, "")
-    assert done.out.count("ok  ") == 7 and "pass --trainer-key to pin it" in done.out
+    assert done.out.count("ok  ") == 8 and "pass --trainer-key to pin it" in done.out
     pinned = vtrain_("verify", honest(), "--trainer-key", public_file)
     assert pinned.code == 0 and "as expected" in pinned.out
 
@@ -204,7 +204,7 @@ def test_verify_json(vtrain_: Call) -> None:
     found = json.loads(vtrain_("verify", honest(), "--json").out)
     assert found["result"] == "well-formed"
     assert list(found["checks"]) == sorted(
-        ["job", "key", "transcript", "attestation", "programs", "log", "checkpoints"]
+        ["job", "run", "key", "transcript", "attestation", "programs", "log", "checkpoints"]
     )
 
 
@@ -265,7 +265,7 @@ def test_audit_what_is_refuted(vtrain_: Call, run: Path) -> None:
 def test_audit_of_another_job(vtrain_: Call, job_file: Path) -> None:
     job_file.write_text(toml(values(train={"seed": "8"})))
     done = vtrain_("audit", honest(), "--job", job_file)
-    assert done.code == 1 and "train.seed is '0' in the run, '8' in the client's job" in done.out
+    assert done.code == 1 and 'train.seed is "0" in the run, "8" in the client\'s job' in done.out
 
 
 @pytest.mark.parametrize("steps", ["", "a:b", "3:", ":3", "3:2", "0:7", "-1:3", "1:2:3", "1.5"])
