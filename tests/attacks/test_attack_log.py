@@ -65,7 +65,7 @@ def test_helpers_invert(policy: str) -> None:
 def test_honest_logs(policy: str) -> None:
     verdict = audited(honest(policy))
     assert finding(verdict) == (None, "")
-    assert verdict.entries > 1000 and verdict.corrections == verdict.violations == 0
+    assert verdict.entries > 100 and verdict.corrections == verdict.violations == 0
 
 
 @pytest.mark.parametrize("policy", ["certified16", "ternary16"])
@@ -117,12 +117,16 @@ def test_short_code_flipped_where_nothing_is_in_doubt(run32: Path, shift: int) -
 def test_short_code_two_values_away(run16: Path, step: int) -> None:
     """In doubt between two neighbours at most, so the value two places away is out of bounds whatever was logged."""
 
+    where = []
+
     def change(sites: list[SiteLog]) -> None:
-        site = next(s for s in sites if s.seq == 14)
+        site = max(sites, key=lambda s: len(s.narrow))
+        where.append(site.seq)
         index, code = site.narrow[0]
         site.narrow[0] = (index, (code + 2) % 4)
 
-    assert "result 14 " in refused(forge(run16, step, change), step)
+    detail = refused(forge(run16, step, change), step)
+    assert f"result {where[0]} " in detail
 
 
 def test_short_code_within_the_bound(tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_entry_invented(tmp_path: Path) -> None:
         run = copied(honest("certified16"), tmp_path / f"{code}")
 
         def change(sites: list[SiteLog], code: int = code) -> None:
-            site = next(s for s in sites if s.seq == 11)
+            site = sites[0]
             site.narrow = sorted([*site.narrow, (untouched(site), code)])
 
         verdict = forge(run, 3, change)
@@ -170,7 +174,7 @@ def test_entry_invented(tmp_path: Path) -> None:
 
 def test_whole_value_invented(run16: Path) -> None:
     def change(sites: list[SiteLog]) -> None:
-        site = next(s for s in sites if s.seq == 11)
+        site = sites[0]
         site.wide = sorted([*site.wide, (untouched(site), 0x3F80)])
 
     assert "outside the certified bound" in refused(forge(run16, 3, change), 3)
@@ -183,8 +187,7 @@ def test_entries_for_a_result_that_the_step_has_not(run16: Path) -> None:
 
 def test_entries_of_another_result(run16: Path) -> None:
     def change(sites: list[SiteLog]) -> None:
-        site = next(s for s in sites if s.seq == 11)
-        site.seq = 12
+        sites[-1].seq += 1
 
     refused(forge(run16, 3, change), 3)
 
@@ -193,7 +196,7 @@ def test_decision_removed(run16: Path) -> None:
     """A decision that the auditor would have taken itself is not missed; the log's commitment has changed with it."""
 
     def change(sites: list[SiteLog]) -> None:
-        del next(s for s in sites if s.seq == 14).narrow[0]
+        del sites[0].narrow[0]
 
     verdict = forge(run16, 3, change)
     assert finding(verdict) == (None, "")
