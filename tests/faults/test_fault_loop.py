@@ -143,7 +143,11 @@ def test_exception_in_the_body_keeps_the_run(tmp_path: Path, whole: Path, policy
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [({"seed": 6}, "seed"), ({"checkpoint_every": 3}, "checkpoint_every"), ({"policy": Policy(bits=20)}, "policy")],
+    [
+        ({"seed": 6}, "seed"),
+        ({"checkpoint_every": 3}, "checkpoint_every"),
+        ({"policy": Policy(bits=20)}, "policy.bits"),
+    ],
 )
 def test_resumed_as_something_else(tmp_path: Path, change: dict[str, Any], text: str) -> None:
     path = tmp_path / "run"
