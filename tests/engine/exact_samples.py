@@ -81,6 +81,12 @@ class Kit:
         self.image = self.x.reshape(-1)[: 4 * side * side].view(1, 4, side, side)
 
     @property
+    def zeros(self) -> tuple[Tensor, Tensor]:
+        """Zeros of either sign, each meeting each, of x's shape and type."""
+        first = torch.arange(self.n).view(self.shape)
+        return tuple(torch.where(odd, -0.0, 0.0).to(self.dtype) for odd in (first % 3 == 0, first % 5 < 3))  # type: ignore
+
+    @property
     def v(self) -> Tensor:
         """x as a vector."""
         return self.x.reshape(-1)
@@ -205,13 +211,15 @@ NEW: Samples = {
 
 CHOICES: Samples = {
     **_every("max.default min.default argmax.default argmin.default aminmax.default _unique2.default any.default "
-             "all.default nonzero.default count_nonzero.default", lambda k: (k.x,), lambda k: (k.clean,)),
+             "all.default nonzero.default count_nonzero.default", lambda k: (k.x,), lambda k: (k.clean,),
+             lambda k: k.zeros[:1]),
     **_every("max.dim min.dim", lambda k: (k.x, 0), lambda k: (k.x, 1)),
     **_every("amax.default amin.default", lambda k: (k.x, [0]), lambda k: (k.x, [1]), lambda k: (k.x, [0, 1]),
-             lambda k: (k.clean, [0])),
+             lambda k: (k.clean, [0]), lambda k: (k.zeros[0], [1])),
     **_every("any.dim all.dim", lambda k: (k.x, 0), lambda k: (k.x, 1)),
     **_every("any.dims all.dims", lambda k: (k.x, [0, 1])),
-    **_every("maximum.default minimum.default", lambda k: (k.x, k.y), lambda k: (k.x, torch.tensor(0.3))),
+    **_every("maximum.default minimum.default", lambda k: (k.x, k.y), lambda k: k.zeros,
+             lambda k: (k.x, torch.tensor(0.3))),
     **_every("relu.default abs.default neg.default sign.default sgn.default floor.default ceil.default round.default "
              "trunc.default isnan.default isinf.default isfinite.default isposinf.default isneginf.default "
              "logical_not.default bitwise_not.default", lambda k: (k.x,)),
@@ -221,7 +229,7 @@ CHOICES: Samples = {
     "hardtanh.default": [lambda k: (k.x, -1, 1), lambda k: (k.x, 0, 6)],
     **_every("clamp_min.default clamp_max.default", lambda k: (k.x, 0), lambda k: (k.x, 0.1), lambda k: (k.x, -0.0)),
     "clamp.Tensor": [lambda k: (k.x, k.y, None), lambda k: (k.x, k.y, k.y.flip(0)), lambda k: (k.x, torch.zeros(()))],
-    **_every("clamp_min.Tensor clamp_max.Tensor", lambda k: (k.x, k.y)),
+    **_every("clamp_min.Tensor clamp_max.Tensor", lambda k: (k.x, k.y), lambda k: k.zeros),
     **_every("threshold_backward.default hardshrink_backward.default softshrink_backward.default",
              lambda k: (k.x, k.y, 0.1), lambda k: (k.x, k.y, 0)),
     "hardtanh_backward.default": [lambda k: (k.x, k.y, -1, 1), lambda k: (k.x, k.y, 0.0, 0.1)],

@@ -136,8 +136,8 @@ def test_an_alternative_device_divides_by_tensors() -> None:
                 seen.append((str(func), [isinstance(a, Tensor) and a.device.type == "meta" for a in args]))
             return func(*args, **(kwargs or {}))
 
-    x = torch.ones(4, device="meta")
-    with Watch(), session().step(1):
+    x, run = torch.ones(4, device="meta"), session()
+    with Watch(), run.step(1):
         for divide in (lambda: x / 3, lambda: x / torch.tensor(3.0), lambda: x // 3, lambda: x % 3, lambda: 3 / x,
                        lambda: torch.div(x, 3, rounding_mode="trunc"), lambda: x.clone().div_(3)):  # fmt: skip
             divide()
@@ -145,13 +145,30 @@ def test_an_alternative_device_divides_by_tensors() -> None:
     assert all(all(tensors) for _, tensors in seen), seen
 
 
+def test_an_alternative_device_compares_with_numbers_of_the_tensors_type() -> None:
+    seen: list[float] = []
+    names = ("aten.lt", "aten.eq", "aten.threshold", "aten.le", "aten.ge")
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.extend(a for a in args if isinstance(a, float) and str(func).startswith(names))
+            return func(*args, **(kwargs or {}))
+
+    x, run = torch.ones(4, device="meta", dtype=torch.bfloat16), session()
+    with Watch(), run.step(1):
+        x.lt(0.1), x.eq(0.1), aten.threshold(x, 0.1, 0.1), aten.hardtanh_backward(x, x, 0.1, 0.1)
+    assert seen == [number(0.1, torch.bfloat16)] * 6
+
+
 def test_ldexp_is_a_product_with_a_power() -> None:
     x = torch.tensor([1.0, -3.0, 2.0**-140, 0.1] * 2)
     e = torch.tensor([0, 5, 20, -200, 149, -149, 127, 3])
     for mode in (torch.no_grad, torch.inference_mode):
-        with mode(), session().step(1):
+        run = session()
+        with mode(), run.step(1):
             found = torch.ldexp(x.clone(), e)
             part = torch.ldexp(torch.tensor([3.0]), torch.tensor([0.5]))
+        assert run.engine.seq == 2  # the powers are settled, not a library's
         powers = [round_fraction(Fraction(2) ** int(k), FLOAT32) for k in e]
         assert (
             same(
