@@ -87,16 +87,21 @@ def scales(shape: tuple[int, int, int], seed: int) -> dict[str, Scale]:
 
 
 def width(scale: Scale, shape: tuple[int, int, int], flat: int, y: float, tau: float, eta: float) -> float:
-    """The half-width of one element's doubt, as numerics defines it."""
+    """The half-width of one element's doubt, as numerics defines it: 0 where the scale is."""
+    s = scale_of(scale, shape, flat, y)
+    return tau * s + eta if s else 0.0
+
+
+def scale_of(scale: Scale, shape: tuple[int, int, int], flat: int, y: float) -> float:
     b, rest = divmod(flat, shape[1] * shape[2])
     i, j = divmod(rest, shape[2])
     if scale.relative:
-        return tau * abs(y) + eta
+        return abs(y)
     if scale.full is not None:
-        return tau * float(scale.full[flat]) + eta
+        return float(scale.full[flat])
     row = 1.0 if scale.row is None else float(scale.row[b * shape[1] + i])
     col = 1.0 if scale.col is None else float(scale.col[b * shape[2] + j])
-    return tau * (row * col + (0.0 if scale.bias is None else float(scale.bias[j]))) + eta
+    return row * col + (0.0 if scale.bias is None else float(scale.bias[j]))
 
 
 def check(
@@ -143,7 +148,7 @@ def test_strips(n: int) -> None:
 
 def test_the_sign_of_a_zero_is_in_doubt_only_where_it_counts() -> None:
     y, scale = torch.tensor([-0.0, 0.0, 1e-300], dtype=torch.float64), Scale("t", 1, 1.0, (1, 1, 3))
-    assert canonical.in_doubt(y, scale, 0.0, 0.0, FLOAT32)[0].tolist() == [0]  # -0 + 0 is +0
+    assert canonical.in_doubt(y, scale, 0.0, 0.0, FLOAT32)[0].tolist() == []  # a half-width of 0 is no doubt
     assert canonical.in_doubt(y, scale, 0.0, 0.0, FLOAT32, signed=False)[0].tolist() == []
     assert canonical.in_doubt(y, scale, 1e-299, 0.0, FLOAT32)[0].tolist() == [0, 1, 2]  # -0 or +0
     assert words(canonical.round_to(y, FLOAT32)) == words(torch.tensor([-0.0, 0.0, 0.0]))
