@@ -297,8 +297,7 @@ _INDEX = torch.tensor([0, 1, 0, 0, 1, 0, 0, 0] * (N // 8))
 
 
 def operations() -> list[Operation]:
-    """All sums and products."""
-    image = (1, 1, 6, 6)
+    """All sums and products that are logged."""
     return [
         *_product_forms(8, "float32"),
         *_product_forms(24, "float64"),
@@ -314,20 +313,11 @@ def operations() -> list[Operation]:
         _linear("index_put", ((2,), (N,)), lambda x, v: x.index_put((_INDEX,), v, accumulate=True)),
         _linear("index_put, broadcast", ((2,), (2,)), lambda x, v: x.index_put((_INDEX,), v[1:], accumulate=True)),
         _linear("embedding gradient", ((N, 1),), lambda g: aten.embedding_dense_backward(g, _INDEX, 2, -1, False)),
-        Operation("average pooling", (image,), lambda x: F.avg_pool2d(x, 3, 1), weights=_pool(9)),
-        _linear("average pooling, divisor -2", (image,), lambda x: F.avg_pool2d(x, 3, 1, divisor_override=-2)),
-        _linear("replication padding's gradient", ((1, 1, 10, 10),), lambda g: aten.replication_pad2d_backward(
-            g, torch.zeros(1, 1, 6, 6, dtype=g.dtype), [2, 2, 2, 2])),
     ]  # fmt: skip
 
 
 def _up_to(element: int) -> FLOATS:
     return np.where(np.arange(N) <= element, 1.0, 0.0)
-
-
-def _pool(area: int) -> Callable[[int], FLOATS]:
-    ones = _weights(((1, 1, 6, 6),), lambda x: F.avg_pool2d(x, 3, 1, divisor_override=1))
-    return lambda element: ones(element) / area
 
 
 def search(op: Operation, climbs: int, seed: int = 0) -> tuple[float, str]:
