@@ -319,7 +319,18 @@ def test_a_conversion_rounds_once(way: str, dtype: str, policy: str) -> None:
         assert same(found.tolist(), [round_fraction(Fraction(v), fmt) for v in source.tolist()]) == []
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e20, 2.0**63])
+@pytest.mark.parametrize("value", [-INF, -1e20, -(2.0**63)])
+def test_a_float_below_every_integer_becomes_the_lowest(value: float) -> None:
+    x = torch.tensor([1.5, value, -2.5])
+    with session().step(1):
+        assert x.long().tolist() == torch.zeros(3, dtype=torch.int64).copy_(x).tolist() == [1, -(2**63), -2]
+        assert x.int().tolist() == [1, -(2**31), -2]
+        assert torch.where(x < -3, torch.ones(3, dtype=torch.int64), x.long()).tolist() == [1, 1, -2]
+    with pytest.raises(UnsupportedOperation, match="can't hold"), session().step(1):
+        x.to(torch.int16)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, 1e20, 2.0**63])
 @pytest.mark.parametrize("way", ["to", "copy_", "fill_", "slice_scatter", "setitem", "masked_fill"])
 def test_a_float_that_no_integer_holds_is_an_error(way: str, value: float) -> None:
     x, whole = torch.tensor([1.0, value]), torch.zeros(2, dtype=torch.int64)

@@ -52,7 +52,8 @@ def convert(engine: Engine, x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in ``dtype``: floats rounded once to its target, integers cut to their low bits, floats to integers towards 0.
 
     Raises:
-        UnsupportedOperation: a float that is NaN or out of an integer type's range; float8, complex.
+        UnsupportedOperation: a float that is NaN or out of an integer type's range, except that numbers below that of int32
+            and int64 become the lowest one; float8, complex.
     """
     if dtype is x.dtype:
         return x
@@ -89,13 +90,18 @@ def _to_integer(engine: Engine, x: Tensor, dtype: torch.dtype) -> Tensor:
     # the numbers whose integral part fits; the bounds are exact in float64
     above = wide >= float(info.min) if info.bits == 64 else wide > float(info.min - 1)
     inside = above & (wide < float(info.max + 1))
-    if not bool(inside.all()):
-        bad = x[~inside].reshape(-1)[0].item()
+    if bool(inside.all()):
+        return x.to(dtype)
+    # what lies below the lowest number becomes it, on every processor: log(0).long(), masked later
+    sinks = info.min < 0 and info.bits >= 32
+    below = (wide < float(info.min)) & sinks
+    if not bool((inside | below).all()):
+        bad = x[~(inside | below)].reshape(-1)[0].item()
         engine.refuse(
             f"{bad!r} to {dtype}: a number that the type can't hold becomes another one on other hardware; "
             f"clamp it (torch.clamp, torch.nan_to_num) before"
         )
-    return x.to(dtype)
+    return torch.where(below, torch.full((), info.min, dtype=dtype, device=x.device), x.to(dtype))
 
 
 def _keeps_type(x: Tensor, *args: object, dtype: torch.dtype | None = None, **kwargs: object) -> bool:
