@@ -52,8 +52,8 @@ def convert(engine: Engine, x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in ``dtype``: floats rounded once to its target, integers cut to their low bits, floats to integers towards 0.
 
     Raises:
-        UnsupportedOperation: a float that is NaN or out of an integer type's range, except that numbers below that of int32
-            and int64 become the lowest one; float8, complex.
+        UnsupportedOperation: a float that is NaN or out of an integer type's range, unless it lies below int32 or int64
+            and becomes their lowest number; float8, complex.
     """
     if dtype is x.dtype:
         return x
