@@ -51,7 +51,7 @@ from vtrain.errors import (
 from vtrain.job import MAX_BYTES as MAX_JOB_BYTES
 from vtrain.job import Job, LoopJob, job_digest, parse_canonical
 from vtrain.store import canonical, transcript
-from vtrain.store.checkpoint import MAX_FILE_BYTES, read_checkpoint, scan_checkpoint
+from vtrain.store.checkpoint import MAX_FILE_BYTES, RESUME, read_checkpoint, scan_checkpoint
 from vtrain.store.identity import MAX_BYTES as MAX_IDENTITY_BYTES
 from vtrain.store.identity import Identity, parse_identity
 from vtrain.store.layout import MAX_PROGRAM_BYTES, Layout, check_tree, safe_open, step_name
@@ -157,8 +157,9 @@ class Evidence:
             return self._final
         attested = step == self.last_step and self.attestation is not None
         scanned = scan_checkpoint(self.layout, step, whole=attested)
+        resume = scanned.pop(RESUME, None)
         found = chunks_digest({name: file.tensors for name, file in scanned.items()})
-        self._committed(step, found)
+        self._committed(step, found, "" if resume is None else chunks_digest({RESUME: resume.tensors}).text)
         if attested:
             name, sha256 = self.subject
             if "model" not in scanned or scanned["model"].sha256 != sha256:
@@ -166,11 +167,11 @@ class Evidence:
             self._final = found
         return found
 
-    def _committed(self, step: int, found: StateDigest) -> None:
-        if found.text != self.leaves[step].state:
-            raise CheckpointError(
-                f"checkpoints/{step_name(step)}: state {found.text}; the leaf commits to {self.leaves[step].state}"
-            )
+    def _committed(self, step: int, found: StateDigest, resume: str) -> None:
+        leaf = self.leaves[step]
+        for what, mine, theirs in (("state", found.text, leaf.state), (RESUME, resume, leaf.resume)):
+            if mine != theirs:
+                raise CheckpointError(f"checkpoints/{step_name(step)}: {what} {mine}; the leaf commits to {theirs}")
 
     def sites(self, step: int) -> list[str]:
         """The sequence of sites that a step commits to: operation, format and shape of each settled result.
@@ -243,7 +244,7 @@ class Evidence:
         return segment
 
     def checkpoint(self, step: int, max_bytes: int = MAX_FILE_BYTES) -> dict[str, dict[str, TensorBytes]]:
-        """The tensors of a checkpoint by file and name, in memory.
+        """The tensors of a checkpoint's state by file and name, in memory.
 
         Args:
             step: which.
@@ -254,7 +255,8 @@ class Evidence:
             PathError: a file is larger than `max_bytes`.
         """
         files, _ = read_checkpoint(self.layout, step, max_bytes=max_bytes)
-        self._committed(step, files_digest(files))
+        resume = files.pop(RESUME, None)
+        self._committed(step, files_digest(files), "" if resume is None else files_digest({RESUME: resume}).text)
         return files
 
     def _step_bounds(self, step: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from auditor.replaying import Replaying, replay
 from auditor.verdict import Verdict
-from vtrain.integrations.huggingface import RunMixin
+from vtrain.integrations.huggingface import Counters, RunMixin
 
 __all__ = ["ReplayingMixin", "ReplayingTrainer"]
 
@@ -47,7 +47,7 @@ class ReplayingMixin(RunMixin):
         self._settings: dict[str, Any] = {"trainer_key": trainer_key, "initial": initial}
         self.verdict: Verdict | None = None
 
-    def _enter_run(self, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> Replaying:
+    def _enter_run(self, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any], counters: Counters) -> Replaying:
         model: Any = self.model
         run = self._run_stack.enter_context(replay(self._path, model=model, optimizer=optimizer, **self._settings))
         self.verdict = run.verdict

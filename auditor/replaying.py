@@ -18,6 +18,7 @@ from auditor.verdict import UNFINISHED, VERIFIED, Verdict, begin
 from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.backend import environment
+from vtrain.engine.extra import Extra
 from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer
 from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.optable import table_digest
@@ -57,6 +58,7 @@ class replay:
         path: run directory; never modified.
         model: the model, or a function that makes it, as given to ``record``.
         optimizer: likewise.
+        extra: likewise, where the body asks for ``run.extra``; not compared.
         trainer_key: the trainer's public key or its file; without it the verdict says that the key was not known.
         initial: ``"own"``: the auditor's initial state must be the run's, bit for bit. ``"run"``: take the run's, for
             initial weights that can't be made again; the verdict says so.
@@ -72,12 +74,14 @@ class replay:
         *,
         model: Model,
         optimizer: Optimizer = None,
+        extra: Extra = None,
         trainer_key: Ed25519PublicKey | str | os.PathLike[str] | None = None,
         initial: str = "own",
     ) -> None:
         if initial not in ("own", "run"):
             raise UsageError(f"initial is {initial!r}; want 'own' or 'run'")
         self._path, self._model, self._optimizer, self._initial = Path(path), model, optimizer, initial
+        self._extra = extra
         is_key = trainer_key is None or isinstance(trainer_key, Ed25519PublicKey)
         self._key = trainer_key if is_key else keys.load_public(trainer_key)  # type: ignore[arg-type]
 
@@ -98,7 +102,7 @@ class replay:
         check_table(job.optable)
         self._evidence = evidence
         self._replayer = Replayer(evidence, job.policy.scalar_ulps)
-        self._loop = Loop(self._replayer, job.policy, job.seed)
+        self._loop = Loop(self._replayer, job.policy, job.seed, keeps=True)
         self._verdict = begin(evidence, environment())
         self._verdict.result = UNFINISHED
         self._run = Replaying(self._loop, self._replayer, self._verdict)
@@ -109,7 +113,7 @@ class replay:
             self._replayer.finding = found
             if found.what == "state" and isinstance(self._model, torch.nn.Module):
                 self._verdict.notes.append(_OTHER_WEIGHTS)
-            self._loop.initialise(self._model, self._optimizer, count=False)
+            self._loop.initialise(self._model, self._optimizer, self._extra, count=False)
         self._verdict.notes += self._unlike()
         return self._run
 
@@ -128,9 +132,9 @@ class replay:
 
     def _begin(self) -> None:
         if self._initial == "own":
-            self._loop.initialise(self._model, self._optimizer)
+            self._loop.initialise(self._model, self._optimizer, self._extra)
             return
-        self._loop.initialise(self._model, self._optimizer, count=False)
+        self._loop.initialise(self._model, self._optimizer, self._extra, count=False)
         files = self._evidence.checkpoint(0)
         try:
             state.restore(files, self._loop.model, self._loop.optimizer)

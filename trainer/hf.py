@@ -13,12 +13,28 @@ from transformers import Trainer
 
 from trainer.recording import Recording, record
 from vtrain.errors import CheckpointError
-from vtrain.integrations.huggingface import RunMixin
+from vtrain.integrations.huggingface import Counters, RunMixin
 from vtrain.policy import Policy
 from vtrain.store.layout import Layout
 from vtrain.store.writer import acknowledged_step, last_checkpoint
 
 __all__ = ["RecordingMixin", "RecordingTrainer"]
+
+
+class _recorded(record):
+    """Checkpoints at the end of their steps, as Trainer repeats what it does between steps when it resumes."""
+
+    _waits = False
+
+    def __init__(self, path: Path, *, counters: Counters, **settings: Any) -> None:
+        super().__init__(path, **settings)
+        self._counters = counters
+
+    def _meta(self) -> dict[str, Any]:
+        return {"trainer": self._counters.text()}
+
+    def _put_meta(self, meta: dict[str, Any]) -> None:
+        self._counters.check(_trainer_state(self._path, meta))
 
 
 class RecordingMixin(RunMixin):
@@ -56,10 +72,10 @@ class RecordingMixin(RunMixin):
             "policy": policy, "seed": seed, "checkpoint_every": checkpoint_every, "key": key, "resume": resume,
         }  # fmt: skip
 
-    def _enter_run(self, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> Recording:
+    def _enter_run(self, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any], counters: Counters) -> Recording:
         model: Any = self.model
         return self._run_stack.enter_context(
-            record(self._path, model=model, optimizer=optimizer, extra=extra, **self._settings)
+            _recorded(self._path, model=model, optimizer=optimizer, extra=extra, counters=counters, **self._settings)
         )
 
     def _state_to_resume(self) -> str | None:
@@ -67,10 +83,13 @@ class RecordingMixin(RunMixin):
         step = acknowledged_step(layout) if self._resume else -1
         if step < 1:
             return None
-        stored = last_checkpoint(layout, step)[1].get("extra", {})
-        if "trainer" not in stored:
-            raise CheckpointError(f"{layout.checkpoint(step)}: not a checkpoint of transformers.Trainer")
-        return dict(stored["trainer"]["dict"])["json"]
+        return _trainer_state(self._path, last_checkpoint(layout, step)[1])
+
+
+def _trainer_state(path: Path, meta: dict[str, Any]) -> str:
+    if not isinstance(meta.get("trainer"), str):
+        raise CheckpointError(f"{path}: its last checkpoint is not one of transformers.Trainer")
+    return meta["trainer"]
 
 
 class RecordingTrainer(RecordingMixin, Trainer):

@@ -16,8 +16,10 @@ from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import Loop, StepEnd
+from vtrain.engine.tensors import to_tensor
 from vtrain.errors import CheckpointError
 from vtrain.policy import Policy
+from vtrain.store.checkpoint import RESUME
 from vtrain.store.logformat import step_digest
 from vtrain.store.steplog import StepLog
 from vtrain.store.writer import RunWriter, last_checkpoint, written_leaves
@@ -29,32 +31,40 @@ class _Pending:
     log: StepLog
     program: bytes
     values: dict[str, Any]
+    files: Callable[[], state.Files]
+    due: bool
 
 
 class Keeper:
     """Records each step and writes it: leaf and log at once, the state at checkpoints.
 
     The last step's leaf is held back until it is known whether it is the run's last, which carries a state digest.
+    Around somebody's own loop a checkpoint is written when the next step begins: then it holds what the program did
+    after the step, such as a schedule's step, and going on from it leaves nothing out.
 
     Args:
         policy: the run's.
         writer: the run.
         checkpoint_every: steps between checkpoints.
+        waits: whether a program acts between steps.
 
     Attributes:
-        meta: gives what a checkpoint holds beyond tensors.
+        meta: gives a checkpoint's notes, which no digest covers.
+        resume: gives what a checkpoint holds beyond model and optimizer, for the trainer alone; named tensors.
         on_initial: called with the state digest of step 0 before anything of it is signed.
         on_step: called after each step with its values, for progress bars.
     """
 
-    def __init__(self, policy: Policy, writer: RunWriter, checkpoint_every: int) -> None:
+    def __init__(self, policy: Policy, writer: RunWriter, checkpoint_every: int, *, waits: bool = False) -> None:
         self._policy = policy
         self._writer = writer
         self._every = checkpoint_every
+        self._waits = waits
         self._recorder = Recorder(policy)
         self._pending: _Pending | None = None
         self._last: _Pending | None = None
         self.meta: Callable[[], dict[str, Any]] = dict
+        self.resume: Callable[[], dict[str, torch.Tensor]] = dict
         self.on_initial: Callable[[str], None] = lambda digest: None
         self.on_step: Callable[[StepEnd], None] = lambda done: None
 
@@ -72,7 +82,7 @@ class Keeper:
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
         """Write the step before, now that it is known not to be the last."""
         self._recorder.take()  # what an abandoned step left behind
-        self._flush(None)
+        self._flush(self.due)
 
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """Commit to the step; a checkpoint where one is due."""
@@ -85,10 +95,15 @@ class Keeper:
         log = self._recorder.take()
         leaf = Leaf(done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration)
         values = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
-        self._pending = self._last = _Pending(leaf, log, done.program, values)
-        if done.step % self._every == 0:
-            self._flush(files)
+        self._pending = self._last = _Pending(leaf, log, done.program, values, files, due=done.step % self._every == 0)
+        if self.due and (done.step == 0 or not self._waits):
+            self._flush(True)
         self.on_step(done)
+
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint of the last step is still to be written."""
+        return self._pending is not None and self._pending.due
 
     @property
     def last(self) -> tuple[Leaf, StepLog]:
@@ -96,12 +111,17 @@ class Keeper:
         assert self._last is not None
         return self._last.leaf, self._last.log
 
-    def finish(self, files: Callable[[], state.Files]) -> None:
+    def finish(self) -> None:
         """End the run: a last checkpoint and the trainer's statement."""
-        self._flush(files)
+        self._flush(True)
         self._writer.attest(environment())
 
-    def resume(self, leaves: list[Leaf]) -> None:
+    def interrupted(self) -> None:
+        """Write the last step's checkpoint, if one is due: what follows the step is done, or nothing does."""
+        if self.due:
+            self._flush(True)
+
+    def _calibrate(self, leaves: list[Leaf]) -> None:
         """Take up thresholds where the leaves up to the checkpoint left them."""
         seen = next((leaf.calibration for leaf in reversed(leaves) if leaf.calibration), {})
         if self._recorder.calibration is not None:
@@ -110,38 +130,47 @@ class Keeper:
             if leaves and leaves[-1].step >= self._policy.calibration_steps:
                 self._recorder.calibrated(differences)
 
-    def go_on(self, loop: Loop, extra: Mapping[str, Any]) -> None:
+    def go_on(self, loop: Loop) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Put the last acknowledged checkpoint into ``loop`` and take up where it left off.
 
         Args:
             loop: initialised, not counted.
-            extra: objects with ``load_state_dict``, by the names under which ``meta`` kept them.
+
+        Returns:
+            What ``resume`` and ``meta`` had found when it was written.
 
         Raises:
-            CheckpointError: it does not fit, or is not the state that its leaf commits to.
+            CheckpointError: it does not fit, or is not what its leaf commits to.
         """
         writer = self._writer
         step, leaves = writer.checkpoint_step, written_leaves(writer.layout)
         files, meta = last_checkpoint(writer.layout, step)
+        beyond = files.pop(RESUME, {})
+        if beyond and files_digest({RESUME: beyond}).text != leaves[-1].resume:
+            raise CheckpointError(f"{writer.layout.checkpoint(step)}: {RESUME} is not what its leaf commits to")
         state.restore(files, loop.model, loop.optimizer)
-        state.restore_meta(meta, loop.optimizer, extra)
+        loop.resume_at(step)
         if state.digest(loop.files()).text != leaves[-1].state:
             raise CheckpointError(f"{writer.layout.checkpoint(step)}: not the state that its leaf commits to")
-        self.resume(leaves)
-        loop.resume_at(step)
+        self._calibrate(leaves)
+        return {name: to_tensor(t) for name, t in beyond.items()}, meta
 
-    def _flush(self, files: Callable[[], state.Files] | None) -> None:
+    def _flush(self, whole: bool) -> None:
+        """Write the step held back, with a checkpoint if ``whole``."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         leaf = pending.leaf
         self._writer.metrics(pending.values)  # before what acknowledges the step; resuming drops it otherwise
-        if files is None:
+        if not whole:
             self._writer.step(leaf, pending.log, pending.program)
-        else:
-            tensors = state.as_bytes(files())
-            leaf = replace(leaf, state=files_digest(tensors).text)
-            if leaf.step == 0:
-                self.on_initial(leaf.state)
-            self._writer.step(leaf, pending.log, pending.program)
-            self._writer.checkpoint(leaf.step, tensors, self.meta())
+            return
+        files = state.as_bytes(pending.files())
+        leaf = replace(leaf, state=files_digest(files).text)
+        if beyond := self.resume():
+            kept = state.as_bytes({RESUME: beyond})
+            leaf, files = replace(leaf, resume=files_digest(kept).text), files | kept
+        if leaf.step == 0:
+            self.on_initial(leaf.state)
+        self._writer.step(leaf, pending.log, pending.program)
+        self._writer.checkpoint(leaf.step, files, self.meta())

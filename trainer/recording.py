@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.keeper import Keeper
 from trainer.keys import trainer_key
-from vtrain.engine import state
+from trainer.resuming import Beyond
+from vtrain.engine.extra import Extra
 from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer, StepEnd
 from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.optable import table_digest
@@ -29,6 +32,27 @@ from vtrain.store.writer import RunWriter, create
 
 class Recording(OpenRun):
     """A run being recorded; what ``record`` gives to the body of its ``with``."""
+
+    def __init__(self, loop: Loop, beyond: Beyond, kept: dict[str, torch.Tensor]) -> None:
+        super().__init__(loop)
+        self._beyond, self._put_back = beyond, kept
+
+    @contextlib.contextmanager
+    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
+        """As ``OpenRun.step``."""
+        if self._put_back:
+            # A program may do before its step what the checkpoint holds already, such as a schedule's step.
+            kept, self._put_back = self._put_back, {}
+            self._beyond.put(kept)
+        self._beyond.before_step()
+        with self._loop.step(batch, indices=indices):
+            yield
+        self._beyond.mark()
+
+    def rollback(self) -> None:
+        """As ``OpenRun.rollback``; hyperparameters and ``extra`` objects too."""
+        self._loop.rollback()
+        self._beyond.rollback()
 
 
 class record:
@@ -47,12 +71,15 @@ class record:
         checkpoint_every: steps between checkpoints.
         key: the trainer's private key or its file; made once per user where it is not given.
         resume: go on with the run at ``path``.
-        extra: objects with ``state_dict`` and ``load_state_dict`` to restore on resuming, such as a scheduler.
+        extra: objects with ``state_dict`` and ``load_state_dict`` to restore on resuming, such as schedulers, second
+            optimizers, averages of weights: a dict by name, or a function that makes it for model and optimizer.
 
     Raises:
         RunExistsError: there is something at ``path``.
         UsageError: a bad argument; nothing was written.
     """
+
+    _waits = True  # with a checkpoint until the next step begins, for what the program does in between
 
     def __init__(
         self,
@@ -65,7 +92,7 @@ class record:
         checkpoint_every: int = 10,
         key: Ed25519PrivateKey | str | os.PathLike[str] | None = None,
         resume: bool = False,
-        extra: Mapping[str, Any] | None = None,
+        extra: Extra = None,
         on_step: Callable[[StepEnd], None] | None = None,
     ) -> None:
         self._path = Path(path)
@@ -75,7 +102,7 @@ class record:
         self._every = checkpoint_every
         self._key = key
         self._resume = resume
-        self._extra = dict(extra or {})
+        self._extra = extra
         self._on_step = on_step
 
     def __enter__(self) -> Recording:
@@ -111,18 +138,30 @@ class record:
 
     def _start(self) -> Recording:
         writer = self._writer
-        self._keeper = Keeper(self._policy, writer, self._every)
-        self._keeper.meta = self._meta
+        self._keeper = Keeper(self._policy, writer, self._every, waits=self._waits)
         self._keeper.on_initial = lambda digest: writer.identify(self._facts(digest))
         if self._on_step is not None:
             self._keeper.on_step = self._on_step
-        self._loop = Loop(self._keeper, self._policy, self._seed)
+        self._loop = Loop(self._keeper, self._policy, self._seed, keeps=True)
+        self._beyond = Beyond(self._loop, whole=self._waits)
+        self._keeper.resume, self._keeper.meta = self._beyond.take, self._meta
         resuming = writer.checkpoint_step >= 0
-        self._loop.initialise(self._model, self._optimizer, count=not resuming)
+        self._loop.initialise(self._model, self._optimizer, self._extra, count=not resuming)
+        kept: dict[str, torch.Tensor] = {}
         if resuming:
             self._check_same_loop()
-            self._keeper.go_on(self._loop, self._extra)
-        return Recording(self._loop)
+            kept, meta = self._keeper.go_on(self._loop)
+            self._beyond.put(kept)
+            self._put_meta(meta)
+        self._beyond.mark()
+        return Recording(self._loop, self._beyond, kept if self._waits and self._loop.steps_done else {})
+
+    def _meta(self) -> dict[str, Any]:
+        """Notes in a checkpoint, which differ between a run and its repetition, such as times."""
+        return {}
+
+    def _put_meta(self, meta: dict[str, Any]) -> None:
+        """Put notes back."""
 
     def _facts(self, initial: str) -> LoopFacts:
         return loop_facts(self._loop.model, self._loop.optimizer, initial)
@@ -146,15 +185,14 @@ class record:
                 stacklevel=4,
             )
 
-    def _meta(self) -> dict[str, Any]:
-        return state.meta(self._loop.optimizer, self._extra)
-
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
             if kind is None:
-                self._keeper.finish(self._loop.files)
+                self._keeper.finish()
+            elif self._keeper.due and self._beyond.settled():
+                self._keeper.interrupted()
         finally:
             scalars.release()
             self._writer.close()

@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.keeper import Keeper
 from trainer.rehearsal import Rehearsals
-from vtrain.engine import state
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
 from vtrain.errors import UsageError
@@ -96,16 +95,15 @@ def _run(task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False)
         writer.identify(None)
         keeper = Keeper(job.policy, writer, job.train.checkpoint_every)
         loop = Loop(keeper, job.policy, job.train.seed)
-        keeper.meta = lambda: state.meta(loop.optimizer, {})
         keeper.on_step = on_step
         begun = writer.checkpoint_step
         loop.initialise(task.model, task.optimizer, count=begun < 0)
         if begun >= 0:
-            keeper.go_on(loop, {})
+            keeper.go_on(loop)
         rehearsals = Rehearsals(task, writer.layout, loop, keeper, rehearse)
         for step in range(loop.steps_done + 1, job.train.steps + 1):
             task.run_step(loop, step)
             rehearsals.after(step)
-        keeper.finish(loop.files)
+        keeper.finish()
     finally:
         writer.close()

@@ -17,11 +17,11 @@ from auditor.dispute.tracing import blocks_of_tensor, plain_arguments
 from vtrain.commit.blocks import Shown
 from vtrain.commit.digest import TensorBytes
 from vtrain.commit.trace import Event
-from vtrain.engine import state
 from vtrain.engine.forms import form_of
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.optable import OpClass
 from vtrain.engine.session import Session
+from vtrain.engine.tensors import to_tensor
 from vtrain.errors import ProofError, UnsupportedError
 from vtrain.policy import Policy
 
@@ -87,7 +87,7 @@ def _tensor(shown: Shown) -> torch.Tensor:
     if len(shown.blocks) != head.count:
         raise ProofError(f"a tensor of {head.count} blocks, of which {len(shown.blocks)} are shown")
     data = b"".join(shown.blocks[i] for i in range(head.count))
-    return state.to_tensor(TensorBytes(head.dtype, head.shape, data))
+    return to_tensor(TensorBytes(head.dtype, head.shape, data))
 
 
 def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -18,6 +18,8 @@ from vtrain.engine import state
 from vtrain.engine.decisions import Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import Loop, StepEnd
+from vtrain.engine.tensors import DTYPES
+from vtrain.engine.tensors import tensor_bytes as state_tensor_bytes
 from vtrain.errors import Refuted
 from vtrain.rounding.bounds import eta_certified, tau_certified
 from vtrain.rounding.scale import Scale
@@ -171,9 +173,9 @@ def blocks_of_tensor(t: torch.Tensor) -> Blocks:
 
 def tensor_bytes(t: torch.Tensor) -> TensorBytes:
     """A tensor as digests see it; dtypes that no state has are taken as their bytes."""
-    if t.dtype not in state.DTYPES:
+    if t.dtype not in DTYPES:
         t = torch.view_as_real(t) if t.is_complex() else t.contiguous().view(torch.uint8)
-    return state.tensor_bytes(t)
+    return state_tensor_bytes(t)
 
 
 def _prefixed(prefix: str, values: Mapping[str, str]) -> dict[str, str]:

@@ -202,7 +202,7 @@ def test_state_changed_between_steps(recorded: Path) -> None:
     ):
         replace(plan, steps=2).run(run)
         with torch.no_grad():
-            run.model[0].weight.mul_(1.0)
+            run.model[0].weight.mul_(1.5)
         plan.run(run)
 
 

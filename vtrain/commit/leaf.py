@@ -12,7 +12,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _BITS = re.compile(r"(F64|F32|BF16|F16|I64):[0-9a-f]{1,16}")
 _NAME = re.compile(r"[ -~]{0,200}")
 MAX_ENTRIES = 100_000
-_FIELDS = {"type", "step", "batch", "metrics", "log", "sites", "state", "calibration"}
+_FIELDS = {"type", "step", "batch", "metrics", "log", "sites", "state", "resume", "calibration"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Leaf:
         log: SHA-256 of the step's rounding log and host scalars, hex.
         sites: SHA-256 of the step's sequence of sites, hex.
         state: state digest at a checkpoint step, else empty.
+        resume: digest of what else the trainer needs to go on from that checkpoint; empty where there is nothing.
         calibration: largest differences seen so far, in units of the error scale, as C99 hexadecimal floats, by kind
             and length; only while adaptive thresholds are being made. Not checked by an audit, which uses certified
             bounds.
@@ -37,6 +38,7 @@ class Leaf:
     log: str = ""
     sites: str = ""
     state: str = ""
+    resume: str = ""
     calibration: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class Leaf:
             "log": self.log,
             "sites": self.sites,
             "state": self.state,
+            "resume": self.resume,
             "calibration": self.calibration,
         }
 
@@ -73,8 +76,11 @@ def leaf_from_json(value: dict[str, Any], step: int) -> Leaf:
     for name in ("log", "sites"):
         if not isinstance(value[name], str) or not _HEX.fullmatch(value[name]):
             raise TranscriptError(f"{where}: {name} is no SHA-256 in hex")
-    if not isinstance(value["state"], str) or len(value["state"]) > 200:
-        raise TranscriptError(f"{where}: state is no digest")
+    for name in ("state", "resume"):
+        if not isinstance(value[name], str) or len(value[name]) > 200:
+            raise TranscriptError(f"{where}: {name} is no digest")
+    if value["resume"] and not value["state"]:
+        raise TranscriptError(f"{where}: resume without a checkpoint's state")
     _check_map(value["batch"], _HEX, f"{where}: batch")
     _check_map(value["metrics"], _BITS, f"{where}: metrics")
     _check_map(value["calibration"], re.compile(r"[-+0-9a-fpx.]{1,40}"), f"{where}: calibration")

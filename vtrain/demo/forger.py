@@ -21,7 +21,7 @@ from vtrain.commit import heads, keys, merkle, statement
 from vtrain.commit.digest import TensorBytes, file_digest, files_digest
 from vtrain.job import job_digest
 from vtrain.store import canonical, transcript
-from vtrain.store.checkpoint import read_checkpoint, write_checkpoint
+from vtrain.store.checkpoint import RESUME, read_checkpoint, write_checkpoint
 from vtrain.store.layout import Layout, step_name
 from vtrain.store.log import LogWriter, read_segment
 from vtrain.store.logformat import step_digest
@@ -63,7 +63,9 @@ class Forger:
         copied = {f: {n: replace(t, data=bytes(t.view)) for n, t in ts.items()} for f, ts in files.items()}
         change(copied)
         write_checkpoint(self.layout, step, copied, meta)
+        resume = {RESUME: copied.pop(RESUME)} if RESUME in copied else {}
         self.leaves[step]["state"] = files_digest(copied).text
+        self.leaves[step]["resume"] = files_digest(resume).text if resume else ""
 
     def change_log(self, step: int, change: Callable[[StepLog], StepLog]) -> None:
         """Rewrite a step's rounding log, and the digest in its leaf."""

@@ -1,7 +1,8 @@
 """What a model keeps in Python, outside its parameters and buffers: numbers, modes, tensors in attributes.
 
-A checkpoint holds tensors only (protocol §3), so such things are not in it. They are listed to say what changed, and to
-know when it is worth trying whether it matters; nothing is restored from them.
+A checkpoint holds tensors only (protocol §3), so such things are not in it. They are listed to say what changed, and
+to know when it is worth trying whether it matters. Of a recorded loop, whose trainer alone goes on from a checkpoint,
+those that changed are kept beside it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,24 @@ def snapshot(model: torch.nn.Module) -> dict[str, Any]:
     Tensors are compared by identity and version, objects of other classes by their own attributes.
     """
     found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        for key, value in vars(module).items():
-            if key not in _OF_TORCH:
-                _take(found, f"{prefix}{key}", value, set(), 0)
+    for path, value in values(model):
+        _take(found, path, value, set(), 0)
     for name, p in model.named_parameters():
         found[f"{name}.requires_grad"] = p.requires_grad
+    return found
+
+
+def values(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """(path, value) of the attributes themselves."""
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        yield from ((f"{prefix}{key}", value) for key, value in vars(module).items() if key not in _OF_TORCH)
+
+
+def print_of(value: Any) -> dict[str, Any]:
+    """One value as ``snapshot`` has it."""
+    found: dict[str, Any] = {}
+    _take(found, "", value, set(), 0)
     return found
 
 

@@ -12,8 +12,10 @@ import torch
 
 from vtrain.data.digest import batch_digests
 from vtrain.engine import state
+from vtrain.engine.extra import Extra, objects
 from vtrain.engine.listener import Listener
 from vtrain.engine.session import Session, bits
+from vtrain.engine.snapshot import Snapshot
 from vtrain.errors import StateError, UsageError
 from vtrain.policy import Policy
 
@@ -63,31 +65,37 @@ class Loop:
         role: who listens.
         policy: precision.
         seed: of all random numbers drawn inside steps.
+        keeps: whether to keep a copy of the state after each step: for a loop with somebody's code between steps.
 
     Attributes:
         model: the model, once initialised.
         optimizer: the optimizer, once initialised; None if there is none.
+        extra: other objects of the loop by name, once initialised.
         steps_done: number of the last finished step.
     """
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, role: Role, policy: Policy, seed: int | str) -> None:
+    def __init__(self, role: Role, policy: Policy, seed: int | str, *, keeps: bool = False) -> None:
         self._role = role
         self.session = Session(role, policy, seed)
+        self.extra: dict[str, Any] = {}
         self.steps_done = -1
         self._active = False
         self._versions: tuple[int, ...] = ()
+        self._kept = Snapshot() if keeps else None
+        self._failed = ""
         self._metrics: dict[str, str] = {}
         self._values: dict[str, float] = {}
 
-    def initialise(self, model: Model, optimizer: Optimizer, *, count: bool = True) -> None:
+    def initialise(self, model: Model, optimizer: Optimizer, extra: Extra = None, *, count: bool = True) -> None:
         """Step 0: make what is given as a factory, with auditable random numbers.
 
         Args:
             model: a module, or a function without arguments that makes one.
             optimizer: an optimizer, a function that makes one for the model, or None.
+            extra: objects by name, or a function that makes them for the model and the optimizer.
             count: False makes the objects without a step of the run, for a state that is restored afterwards.
 
         Raises:
@@ -107,6 +115,7 @@ class Loop:
             if made is not None and not isinstance(made, torch.optim.Optimizer):
                 raise UsageError(f"optimizer is a {type(made).__name__}; want a torch.optim.Optimizer")
             self.optimizer = made
+            self.extra = objects(extra, self.model, self.optimizer)
 
         if count:
             with self._counted(0, {}):
@@ -116,12 +125,32 @@ class Loop:
 
     def resume_at(self, step: int) -> None:
         """Go on after ``step``, the state having been restored."""
+        self._keep()
+        self._at(step)
+
+    def _at(self, step: int) -> None:
         self.steps_done = step
-        self._versions = state.versions(self.model, self.optimizer)
+        if self._kept is None:
+            self._versions = state.versions(self.model, self.optimizer)
+
+    def _keep(self) -> None:
+        if self._kept is not None:
+            self._kept.take(state.collect(self.model, self.optimizer))
 
     def files(self) -> state.Files:
-        """The state: all tensors that the next step depends on."""
-        return state.collect(self.model, self.optimizer)
+        """The state after the last step: all tensors that the next one depends on."""
+        return state.collect(self.model, self.optimizer) if self._kept is None else self._kept.files
+
+    def rollback(self) -> None:
+        """Put model and optimizer back as the last finished step left them.
+
+        Raises:
+            UsageError: inside a step, or before the initialisation.
+        """
+        if self._active or self.steps_done < 0 or self._kept is None:
+            raise UsageError("rollback() belongs between steps: after the `with run.step(...)` that failed")
+        state.restore(state.as_bytes(self._kept.files), self.model, self.optimizer)
+        self._failed = ""
 
     @contextlib.contextmanager
     def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
@@ -133,21 +162,33 @@ class Loop:
 
         Raises:
             BatchError: the batch holds a NaN or something that can't be committed to.
-            StateError: model or optimizer were changed since the last step.
+            StateError: model or optimizer were changed since the last step, in any bit; names the tensors.
             UsageError: a step within a step, or before the initialisation.
         """
         if self._active or self.steps_done < 0:
             raise UsageError("a step was begun inside another step" if self._active else "the run is not open")
-        if state.versions(self.model, self.optimizer) != self._versions:
-            raise StateError(
-                f"model or optimizer state was changed after step {self.steps_done} and outside run.step(...): "
-                "an auditor could not repeat that; do it inside a step"
-            )
+        self._check_unchanged()
         digests = batch_digests(batch)
         if indices is not None:
             digests["#indices"] = _index_digest(indices)
         with self._counted(self.steps_done + 1, digests):
             yield
+
+    def _check_unchanged(self) -> None:
+        if self._kept is None:
+            changed = ["model or optimizer"] if state.versions(self.model, self.optimizer) != self._versions else []
+        else:
+            changed = self._kept.changed(state.collect(self.model, self.optimizer))
+        if changed and self._failed:
+            raise StateError(
+                f"{self._failed} and left {_some(changed)} changed: call run.rollback() to go back to the end of step "
+                f"{self.steps_done}, then begin a step again"
+            )
+        if changed:
+            raise StateError(
+                f"{_some(changed)} changed after step {self.steps_done} and outside run.step(...): an auditor could "
+                "not repeat that; do it inside a step"
+            )
 
     def metric(self, **values: torch.Tensor | float | int) -> None:
         """Commit to numbers of this step, such as ``loss``: the auditor must get the same bits.
@@ -169,13 +210,18 @@ class Loop:
         try:
             with self.session.step(number):
                 yield
+        except BaseException as error:
+            self._failed = f"step {number} failed half-way ({type(error).__name__})"
+            raise
         finally:
             self._active = False
+        self._failed = ""
         seconds = time.perf_counter() - started
         sites, program = self.session.sites()
         done = StepEnd(number, batch, self._metrics, self._values, sites, program, seconds)
+        self._keep()
         self._role.end_step(done, self.files)
-        self.resume_at(number)
+        self._at(number)
 
 
 class OpenRun:
@@ -193,6 +239,11 @@ class OpenRun:
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer, or None."""
         return self._loop.optimizer
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The objects given as ``extra``, or made by it, by name."""
+        return self._loop.extra
 
     @property
     def steps_done(self) -> int:
@@ -213,9 +264,21 @@ class OpenRun:
         """
         return self._loop.step(batch, indices=indices)
 
+    def rollback(self) -> None:
+        """After a step that failed half-way: put model and optimizer back as the last finished step left them.
+
+        Raises:
+            UsageError: inside a step.
+        """
+        self._loop.rollback()
+
     def metric(self, **values: torch.Tensor | float | int) -> None:
         """Commit to numbers of this step, such as the loss, which an auditor must get too; inside a step."""
         self._loop.metric(**values)
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
 
 
 def _index_digest(indices: Sequence[int]) -> str:

@@ -67,8 +67,8 @@ class RunMixin(_Trainer):
         self._catch_up = False
 
     # ---- what the two roles fill in ---------------------------------------------------------------------------------
-    def _enter_run(self, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> Run:
-        """Open the run on ``self._run_stack``; ``extra`` is what a checkpoint holds beyond model and optimizer."""
+    def _enter_run(self, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any], counters: Counters) -> Run:
+        """Open the run on ``self._run_stack``; a checkpoint holds ``extra`` and ``counters`` too."""
         raise NotImplementedError
 
     def _state_to_resume(self) -> str | None:
@@ -100,7 +100,7 @@ class RunMixin(_Trainer):
         for group in optimizer.param_groups:
             if group.get("fused"):  # Trainer's default on every device; the plain form is the one that is audited
                 group["fused"] = False
-        self._run = self._enter_run(optimizer, {"scheduler": self.lr_scheduler, "trainer": _Counters(self)})
+        self._run = self._enter_run(optimizer, {"scheduler": self.lr_scheduler}, Counters(self))
         return prepared
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # Trainer names all of them
@@ -191,23 +191,29 @@ class _StepEnd(TrainerCallback):
         self._trainer._end_step()
 
 
-class _Counters:
+class Counters:
     """Trainer's own state (counters, history, best metric) as a part of a checkpoint."""
 
     def __init__(self, trainer: RunMixin) -> None:
         self._trainer = trainer
 
-    def state_dict(self) -> dict[str, str]:
+    def text(self) -> str:
+        """JSON."""
         state = dataclasses.asdict(self._trainer.state)
         exported: dict[str, Any] = {}
         for part in (*self._trainer.callback_handler.callbacks, self._trainer.control):
             if isinstance(part, ExportableState):
                 exported.setdefault(type(part).__name__, []).append(part.state())
         state["stateful_callbacks"] = {name: s if len(s) > 1 else s[0] for name, s in exported.items()}
-        return {"json": json.dumps(state)}
+        return json.dumps(state)
 
-    def load_state_dict(self, stored: Mapping[str, str]) -> None:
-        step = json.loads(stored["json"])["global_step"]
+    def check(self, stored: str) -> None:
+        """Check that Trainer is where the checkpoint is.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        step = json.loads(stored)["global_step"]
         if step != self._trainer.state.global_step:
             raise CheckpointError(f"Trainer is at step {self._trainer.state.global_step}, the checkpoint at {step}")
 

@@ -39,8 +39,8 @@ class Scale:
     def refined(self, y: torch.Tensor) -> Scale:
         """The same scale with s = 0 for sums of zeros."""
         assert self.empty is not None
-        full = self.dense(y).masked_fill(self.empty().view(self.shape), 0.0)
-        return replace(self, row=None, col=None, bias=None, full=full.contiguous(), empty=None)
+        full = self.dense(y).masked_fill_(self.empty().view(self.shape), 0.0)
+        return replace(self, row=None, col=None, bias=None, full=full, empty=None)
 
     def cpu(self) -> Scale:
         """The same scale with its vectors in host memory."""
@@ -56,15 +56,14 @@ class Scale:
         return torch.where(s == 0, 0.0, tau * s + eta)
 
     def dense(self, y: torch.Tensor) -> torch.Tensor:
-        """s as a float64 tensor of ``shape``: what the kernels never materialise; for other devices and tests."""
+        """s as a new float64 tensor of ``shape``: what the kernels never materialise; for other devices and tests."""
         if self.relative:
             return y.to(torch.float64).abs().view(self.shape)
         if self.full is not None:
-            return self.full.view(self.shape)
+            return self.full.view(self.shape).clone()
         b, m, n = self.shape
-        s = torch.ones(self.shape, dtype=torch.float64, device=y.device)
-        if self.row is not None:
-            s = s * self.row.view(b, m, 1)
-        if self.col is not None:
-            s = s * self.col.view(b, 1, n)
-        return s if self.bias is None else s + self.bias.view(1, 1, n)
+        one = torch.ones(1, dtype=torch.float64, device=y.device)
+        row = one if self.row is None else self.row.view(b, m, 1)
+        col = one if self.col is None else self.col.view(b, 1, n)
+        s = (row * col).expand(self.shape).contiguous()
+        return s if self.bias is None else s.add_(self.bias.view(1, 1, n))

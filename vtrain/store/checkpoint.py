@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = "vtrain-checkpoint"
+RESUME = "resume"  # the file of what the trainer alone needs to go on, which is no part of the state
 VERSION = 1
 MAX_META_BYTES = 4 * 1024 * 1024
 _MAX_FILES = 64

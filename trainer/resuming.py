@@ -1,0 +1,180 @@
+"""What going on from a checkpoint takes beyond model and optimizer: nobody's evidence, the trainer's own (protocol §3).
+
+Hyperparameters that a schedule changed, ``extra`` objects (schedules, second optimizers, averages, scalers), and what
+the model keeps in Python: counters in attributes, modes of layers, frozen parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vtrain.engine import attributes, nest
+from vtrain.engine.loop import Loop
+from vtrain.engine.snapshot import same
+from vtrain.errors import CheckpointError, StateError
+
+Tensor = torch.Tensor
+
+
+class Beyond:
+    """What one loop has beyond its model and optimizer.
+
+    Args:
+        loop: looked at when something is asked for; initialised by then.
+        whole: whether to keep more than objects and hyperparameters; not for a program that sets up the rest itself.
+    """
+
+    def __init__(self, loop: Loop, whole: bool = True) -> None:
+        self._loop, self._whole = loop, whole
+        self._begun: dict[str, dict[str, Any]] | None = None
+        self._frozen: dict[str, bool] = {}
+        self._marked: dict[str, Tensor] = {}
+        self._before: set[str] = set()
+        self._between: set[str] = set()
+        self._inside: set[str] = set()
+
+    # ---- all of it --------------------------------------------------------------------------------------------------
+    def take(self) -> dict[str, Tensor]:
+        """All of it as named tensors; those of ``extra`` objects are references.
+
+        Raises:
+            StateError: something in an ``extra`` object can't be kept; names it.
+        """
+        self._begin()
+        found = self._objects()
+        if not self._whole:
+            return found
+        parts = {"attributes": self._changed(), "requires_grad": self._thawed(), "cleared": self._cleared()}
+        for name, value in parts.items():
+            found.update(nest.flatten(name, value))
+        return found
+
+    def _begin(self) -> None:
+        """Remember how the model's Python attributes begin: only what changes is kept."""
+        if self._begun is None:
+            model = self._loop.model
+            self._begun = {path: attributes.print_of(value) for path, value in attributes.values(model)}
+            self._frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+
+    def _objects(self) -> dict[str, Tensor]:
+        """``extra`` objects and hyperparameters."""
+        found: dict[str, Tensor] = {}
+        for name, o in self._loop.extra.items():
+            try:
+                found.update(nest.flatten(_name(name), o.state_dict()))
+            except StateError as error:
+                kind = type(o)
+                raise StateError(
+                    f"the state_dict() of extra[{name!r}], a {kind.__module__}.{kind.__qualname__}: {error}"
+                ) from error
+        groups = [{k: v for k, v in g.items() if k != "params" and _keepable(v)} for g in self._groups()]
+        return found | dict(nest.flatten("groups", groups))
+
+    def _groups(self) -> list[dict[str, Any]]:
+        optimizer = self._loop.optimizer
+        return [] if optimizer is None else optimizer.param_groups
+
+    def _changed(self) -> dict[str, Any]:
+        assert self._begun is not None
+        return {
+            path: value
+            for path, value in attributes.values(self._loop.model)
+            if attributes.print_of(value) != self._begun.get(path) and _keepable(value)
+        }
+
+    def _thawed(self) -> dict[str, bool]:
+        now = {name: p.requires_grad for name, p in self._loop.model.named_parameters()}
+        return {name: flag for name, flag in now.items() if flag != self._frozen.get(name)}
+
+    def _cleared(self) -> dict[str, bool]:
+        """Gradients that the step left and that the program dropped (True) or zeroed (False) since."""
+        left, parameters = self._loop.files().get("gradients", {}), dict(self._loop.model.named_parameters())
+        grads = {name: parameters[name].grad for name in left if name in parameters}
+        return {name: grad is None for name, grad in grads.items() if grad is None or not bool(grad.any())}
+
+    def put(self, kept: Mapping[str, Tensor]) -> None:
+        """Put back what ``take`` found.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        self._begin()
+        self._put_objects(kept)
+        if not self._whole:
+            return
+        model = self._loop.model
+        modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+        for path, value in nest.rebuild("attributes", kept).items():
+            owner, _, key = path.rpartition(".")
+            if owner in modules:
+                setattr(modules[owner], key, value)
+        for name, flag in nest.rebuild("requires_grad", kept).items():
+            if name in parameters:
+                parameters[name].requires_grad_(flag)
+        for name, dropped in nest.rebuild("cleared", kept).items():
+            p = parameters.get(name)
+            if p is not None and p.grad is not None:
+                p.grad = None if dropped else torch.zeros_like(p.grad)
+
+    def _put_objects(self, kept: Mapping[str, Tensor]) -> None:
+        there = {nest.root(name) for name in kept}
+        if missing := [name for name in self._loop.extra if _name(name) not in there]:
+            raise CheckpointError(f"a checkpoint has no state of extra {', '.join(map(repr, missing))}")
+        for name, o in self._loop.extra.items():
+            o.load_state_dict(nest.rebuild(_name(name), kept))
+        groups, mine = nest.rebuild("groups", kept), self._groups()
+        if len(groups) != len(mine):
+            raise CheckpointError(f"a checkpoint has {len(groups)} parameter groups, the optimizer {len(mine)}")
+        for group, stored in zip(mine, groups, strict=True):
+            group.update(stored)
+
+    # ---- between steps ----------------------------------------------------------------------------------------------
+    def mark(self) -> None:
+        """A step ended: remember how it left things, to go back there and to see what is done after it."""
+        now = self._objects()
+        self._inside |= _differing(self._marked, now)
+        self._marked = {name: t.detach().clone() for name, t in now.items()}
+
+    def before_step(self) -> None:
+        """A step begins: what the program did since the last one, it does between steps."""
+        now = self._objects()
+        since = _differing(self._marked, now)
+        if self._loop.steps_done == 0:
+            self._before = since
+        self._between |= since
+        self._marked.update((name, t.detach().clone()) for name, t in now.items() if nest.root(name) in since)
+
+    def settled(self) -> bool:
+        """Whether all that the program does after a step seems to be done: a checkpoint now would leave nothing out.
+
+        What changes before the first step, changes before each. What follows a step must have changed again. Where it
+        is not to be told - of an object that nothing has changed yet - it is not.
+        """
+        since = _differing(self._marked, self._objects())
+        unknown = {_name(name) for name in self._loop.extra} - self._inside - since
+        return since >= self._between - self._before and not unknown
+
+    def rollback(self) -> None:
+        """Put ``extra`` objects and hyperparameters back as the last finished step left them."""
+        self._put_objects({name: t.clone() for name, t in self._marked.items()})
+
+
+def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> set[str]:
+    """Names of the nests that are not as they were."""
+    return {nest.root(name) for name in {*before, *now} if not same(before.get(name), now.get(name))}
+
+
+def _name(extra: str) -> str:
+    return f"extra.{nest.quote(extra)}"
+
+
+def _keepable(value: Any) -> bool:
+    try:
+        for _ in nest.flatten("", value):
+            pass
+    except StateError:
+        return False
+    return True
