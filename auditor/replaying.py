@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -18,9 +15,11 @@ from auditor.verdict import UNFINISHED, VERIFIED, Verdict, begin
 from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.backend import environment
+from vtrain.engine.beyond import Beyond
 from vtrain.engine.extra import Extra
-from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer
+from vtrain.engine.loop import Loop, Model, Optimizer
 from vtrain.engine.loop_sources import loop_facts
+from vtrain.engine.openrun import OpenRun
 from vtrain.engine.optable import table_digest
 from vtrain.errors import CheckpointError, IncompleteRunError, Refuted, UsageError, VersionError
 from vtrain.job import LoopJob
@@ -35,17 +34,14 @@ class Replaying(OpenRun):
     """
 
     def __init__(self, loop: Loop, replayer: Replayer, verdict: Verdict) -> None:
-        super().__init__(loop)
+        super().__init__(loop, Beyond(loop))
         self.verdict = verdict
         self._replayer = replayer
 
-    @contextmanager
-    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
-        """As ``OpenRun.step``; after a difference it ends the block at once."""
+    def _prepare(self) -> None:
+        """After a difference the block ends at once."""
         if self._replayer.finding is not None:
             raise self._replayer.finding.again()
-        with self._loop.step(batch, indices=indices):
-            yield
 
 
 class replay:
@@ -105,7 +101,6 @@ class replay:
         self._loop = Loop(self._replayer, job.policy, job.seed, keeps=True)
         self._verdict = begin(evidence, environment())
         self._verdict.result = UNFINISHED
-        self._run = Replaying(self._loop, self._replayer, self._verdict)
         try:
             self._begin()
         except Refuted as found:
@@ -115,7 +110,7 @@ class replay:
                 self._verdict.notes.append(_OTHER_WEIGHTS)
             self._loop.initialise(self._model, self._optimizer, self._extra, count=False)
         self._verdict.notes += self._unlike()
-        return self._run
+        return Replaying(self._loop, self._replayer, self._verdict)
 
     def _unlike(self) -> list[str]:
         """How the loop here differs from what the run says of the trainer's, for people: its bits are what decides."""

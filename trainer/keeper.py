@@ -15,7 +15,7 @@ from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import Loop, StepEnd
+from vtrain.engine.loop import EVALUATION, Loop, StepEnd
 from vtrain.engine.tensors import to_tensor
 from vtrain.errors import CheckpointError
 from vtrain.policy import Policy
@@ -62,6 +62,8 @@ class Keeper:
         self._waits = waits
         self._recorder = Recorder(policy)
         self._pending: _Pending | None = None
+        self._trained = -1  # number of the last step that was no evaluation, these not counted
+        self._carried = False
         self._last: _Pending | None = None
         self.meta: Callable[[], dict[str, Any]] = dict
         self.resume: Callable[[], dict[str, torch.Tensor]] = dict
@@ -82,7 +84,10 @@ class Keeper:
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
         """Write the step before, now that it is known not to be the last."""
         self._recorder.take()  # what an abandoned step left behind
-        self._flush(self.due)
+        # An evaluation belongs to the step before it: the checkpoint waits until it is done too.
+        carries = self.due and EVALUATION in batch
+        self._flush(self.due and not carries)
+        self._carried |= carries
 
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """Commit to the step; a checkpoint where one is due."""
@@ -95,7 +100,11 @@ class Keeper:
         log = self._recorder.take()
         leaf = Leaf(done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration)
         values = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
-        self._pending = self._last = _Pending(leaf, log, done.program, values, files, due=done.step % self._every == 0)
+        evaluation = EVALUATION in done.batch
+        self._trained += not evaluation
+        due = self._carried if evaluation else self._trained % self._every == 0
+        self._carried = False
+        self._pending = self._last = _Pending(leaf, log, done.program, values, files, due)
         if self.due and (done.step == 0 or not self._waits):
             self._flush(True)
         self.on_step(done)
@@ -150,6 +159,8 @@ class Keeper:
             raise CheckpointError(f"{writer.layout.checkpoint(step)}: {RESUME} is not what its leaf commits to")
         state.restore(files, loop.model, loop.optimizer)
         loop.resume_at(step)
+        loop.evaluations = sum(EVALUATION in leaf.batch for leaf in leaves)
+        self._trained = step - loop.evaluations
         if state.digest(loop.files()).text != leaves[-1].state:
             raise CheckpointError(f"{writer.layout.checkpoint(step)}: not the state that its leaf commits to")
         self._calibrate(leaves)

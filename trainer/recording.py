@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.keeper import Keeper
 from trainer.keys import trainer_key
-from trainer.resuming import Beyond
+from vtrain.engine.beyond import Beyond
 from vtrain.engine.extra import Extra
-from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer, StepEnd
+from vtrain.engine.loop import Loop, Model, Optimizer, StepEnd
 from vtrain.engine.loop_sources import loop_facts
+from vtrain.engine.openrun import OpenRun
 from vtrain.engine.optable import table_digest
 from vtrain.errors import JobError, UsageError
 from vtrain.job import Job, LoopJob, job_digest
@@ -34,25 +34,14 @@ class Recording(OpenRun):
     """A run being recorded; what ``record`` gives to the body of its ``with``."""
 
     def __init__(self, loop: Loop, beyond: Beyond, kept: dict[str, torch.Tensor]) -> None:
-        super().__init__(loop)
-        self._beyond, self._put_back = beyond, kept
+        super().__init__(loop, beyond)
+        self._put_back = kept
 
-    @contextlib.contextmanager
-    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
-        """As ``OpenRun.step``."""
+    def _prepare(self) -> None:
+        """A program may do before its step what the checkpoint holds already, such as a schedule's step."""
         if self._put_back:
-            # A program may do before its step what the checkpoint holds already, such as a schedule's step.
             kept, self._put_back = self._put_back, {}
             self._beyond.put(kept)
-        self._beyond.before_step()
-        with self._loop.step(batch, indices=indices):
-            yield
-        self._beyond.mark()
-
-    def rollback(self) -> None:
-        """As ``OpenRun.rollback``; hyperparameters and ``extra`` objects too."""
-        self._loop.rollback()
-        self._beyond.rollback()
 
 
 class record:
@@ -153,7 +142,6 @@ class record:
             kept, meta = self._keeper.go_on(self._loop)
             self._beyond.put(kept)
             self._put_meta(meta)
-        self._beyond.mark()
         return Recording(self._loop, self._beyond, kept if self._waits and self._loop.steps_done else {})
 
     def _meta(self) -> dict[str, Any]:

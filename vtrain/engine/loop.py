@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from vtrain.engine.snapshot import Snapshot
 from vtrain.errors import StateError, UsageError
 from vtrain.policy import Policy
 
+EVALUATION = "#evaluation"
+"""The part of a batch that makes a step an evaluation, which changes no state."""
+_EVALUATION_DIGEST = hashlib.sha256(b"vtrain-evaluation-v1").hexdigest()
 Model: TypeAlias = torch.nn.Module | Callable[[], torch.nn.Module]
 Optimizer: TypeAlias = torch.optim.Optimizer | Callable[[torch.nn.Module], torch.optim.Optimizer] | None
 
@@ -71,7 +75,8 @@ class Loop:
         model: the model, once initialised.
         optimizer: the optimizer, once initialised; None if there is none.
         extra: other objects of the loop by name, once initialised.
-        steps_done: number of the last finished step.
+        steps_done: number of the last finished step, evaluations counted.
+        evaluations: how many of them were evaluations.
     """
 
     model: torch.nn.Module
@@ -82,6 +87,7 @@ class Loop:
         self.session = Session(role, policy, seed)
         self.extra: dict[str, Any] = {}
         self.steps_done = -1
+        self.evaluations = 0
         self._active = False
         self._versions: tuple[int, ...] = ()
         self._kept = Snapshot() if keeps else None
@@ -165,14 +171,36 @@ class Loop:
             StateError: model or optimizer were changed since the last step, in any bit; names the tensors.
             UsageError: a step within a step, or before the initialisation.
         """
+        with self._counted(self.steps_done + 1, self._digests(batch, indices)):
+            yield
+
+    @contextlib.contextmanager
+    def evaluation(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
+        """A step that changes no state, for metrics of held-out data: recorded, or replayed, like any other.
+
+        Args:
+            batch, indices: as for ``step``.
+
+        Raises:
+            StateError: it changed something; names the tensors.
+            UsageError: the loop keeps no copy of its state, and as ``step``.
+        """
+        if self._kept is None:
+            raise UsageError("evaluation(...) belongs into a loop of one's own: with record(...) as run")
+        digests = self._digests(batch, indices) | {EVALUATION: _EVALUATION_DIGEST}
+        with self._counted(self.steps_done + 1, digests, evaluation=True):
+            yield
+        self.evaluations += 1
+
+    def _digests(self, batch: Any, indices: Sequence[int] | None) -> dict[str, str]:
+        """The batch's digests, where a step may begin."""
         if self._active or self.steps_done < 0:
             raise UsageError("a step was begun inside another step" if self._active else "the run is not open")
         self._check_unchanged()
         digests = batch_digests(batch)
         if indices is not None:
             digests["#indices"] = _index_digest(indices)
-        with self._counted(self.steps_done + 1, digests):
-            yield
+        return digests
 
     def _check_unchanged(self) -> None:
         if self._kept is None:
@@ -190,6 +218,14 @@ class Loop:
                 "not repeat that; do it inside a step"
             )
 
+    def _check_evaluated(self) -> None:
+        assert self._kept is not None
+        if changed := self._kept.changed(state.collect(self.model, self.optimizer)):
+            raise StateError(
+                f"the evaluation after step {self.steps_done} changed {_some(changed)}: call model.eval() and use "
+                "torch.no_grad() before, or make it a run.step(...)"
+            )
+
     def metric(self, **values: torch.Tensor | float | int) -> None:
         """Commit to numbers of this step, such as ``loss``: the auditor must get the same bits.
 
@@ -203,78 +239,25 @@ class Loop:
             self._values[name] = float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
     @contextlib.contextmanager
-    def _counted(self, number: int, batch: dict[str, str]) -> Iterator[None]:
+    def _counted(self, number: int, batch: dict[str, str], *, evaluation: bool = False) -> Iterator[None]:
         self._metrics, self._values, self._active = {}, {}, True
         self._role.begin_step(number, batch)
         started = time.perf_counter()
         try:
             with self.session.step(number):
                 yield
+            seconds = time.perf_counter() - started
+            self._check_evaluated() if evaluation else self._keep()
         except BaseException as error:
             self._failed = f"step {number} failed half-way ({type(error).__name__})"
             raise
         finally:
             self._active = False
         self._failed = ""
-        seconds = time.perf_counter() - started
         sites, program = self.session.sites()
         done = StepEnd(number, batch, self._metrics, self._values, sites, program, seconds)
-        self._keep()
         self._role.end_step(done, self.files)
         self._at(number)
-
-
-class OpenRun:
-    """What the body of ``with record(...)`` or ``with replay(...)`` gets: one loop serves both."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model."""
-        return self._loop.model
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer, or None."""
-        return self._loop.optimizer
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """The objects given as ``extra``, or made by it, by name."""
-        return self._loop.extra
-
-    @property
-    def steps_done(self) -> int:
-        """Number of the last finished step; more than 0 at the start of a resumed run."""
-        return self._loop.steps_done
-
-    def step(
-        self, batch: Any = None, *, indices: Sequence[int] | None = None
-    ) -> contextlib.AbstractContextManager[None]:
-        """One optimizer step on ``batch``, any nest of tensors: everything inside is recorded, or replayed.
-
-        A difference found in a replay ends the ``with replay(...)`` block, without an exception for the caller.
-
-        Raises:
-            BatchError: the batch holds a NaN or something that can't be committed to.
-            StateError: model or optimizer were changed since the last step.
-            UnsupportedOperation: (inside) an operation that the table does not know or forbids.
-        """
-        return self._loop.step(batch, indices=indices)
-
-    def rollback(self) -> None:
-        """After a step that failed half-way: put model and optimizer back as the last finished step left them.
-
-        Raises:
-            UsageError: inside a step.
-        """
-        self._loop.rollback()
-
-    def metric(self, **values: torch.Tensor | float | int) -> None:
-        """Commit to numbers of this step, such as the loss, which an auditor must get too; inside a step."""
-        self._loop.metric(**values)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What going on from a checkpoint takes beyond model and optimizer: nobody's evidence, the trainer's own (protocol §3).
+"""What a loop has beyond its model and optimizer, and what going on from a checkpoint takes (protocol §3).
 
 Hyperparameters that a schedule changed, ``extra`` objects (schedules, second optimizers, averages, scalers), and what
 the model keeps in Python: counters in attributes, modes of layers, frozen parameters.
