@@ -1,7 +1,6 @@
 """Random numbers: every draw comes from the counter-based generator (numerics §2, class 5).
 
-A draw is keyed by (seed, stream, step, number of the draw in the step); torch's generators are never reached. A
-generator that the caller passes is represented by its initial seed, folded into the stream's name.
+Which stream and which place in it a draw has is the generator's state (``vtrain.engine.generators.keys``).
 """
 
 from __future__ import annotations
@@ -13,18 +12,11 @@ import torch
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.ops.conversions import convert
 from vtrain.engine.optable import OpClass, forbid, register
-from vtrain.engine.randoms import PhiloxSource
 from vtrain.rounding.bounds import FUNCTION_KAPPA
 
 Tensor = torch.Tensor
 Generator = torch.Generator | None
 RANDOM = OpClass.RANDOM
-
-
-def _source(engine: Engine, generator: Generator) -> PhiloxSource:
-    if generator is None:
-        return engine.randoms
-    return PhiloxSource(engine.seed, f"torch-generator-{generator.initial_seed()}")
 
 
 def _dtype(dtype: torch.dtype | None) -> torch.dtype:
@@ -43,7 +35,8 @@ def normal(
     """mean + std * z, z being rounded to float32 first."""
     if dtype is F64:
         engine.refuse("random float64")
-    z = _source(engine, generator).normal(shape, *engine.next_draw(), device=device)
+    source, draw = engine.next_draw(generator)
+    z = source.normal(shape, *draw, device=device)
     if isinstance(std, Tensor) or std != 1.0:
         z = torch.mul(z, engine.lift(std) if isinstance(std, Tensor) else std)
     if isinstance(mean, Tensor) or mean != 0.0:
@@ -63,13 +56,15 @@ def uniform(
     """Uniform in [low, high)."""
     if dtype is F64:
         engine.refuse("random float64")
-    drawn = _source(engine, generator).uniform(shape, dtype, device, low, high, *engine.next_draw())
+    source, draw = engine.next_draw(generator)
+    drawn = source.uniform(shape, dtype, device, low, high, *draw)
     return engine.finish(drawn, dtype) if dtype is F32 else drawn
 
 
 def coin(engine: Engine, like: Tensor, p: float, generator: Generator = None) -> Tensor:
     """True with probability p, of like's shape."""
-    return _source(engine, generator).bernoulli_mask(like.shape, p, *engine.next_draw(), device=like.device)
+    source, draw = engine.next_draw(generator)
+    return source.bernoulli_mask(like.shape, p, *draw, device=like.device)
 
 
 @register("normal_.default", cls=RANDOM)
@@ -157,7 +152,7 @@ def _integers(
     generator: Generator = None,
 ) -> Tensor:
     dtype = dtype or torch.int64
-    source, draw = _source(engine, generator), engine.next_draw()
+    source, draw = engine.next_draw(generator)
     if dtype.is_floating_point:
         return convert(engine, source.randint(shape, low, high, *draw, device=device or "cpu"), dtype)
     return source.randint(shape, low, high, *draw, device=device or "cpu", dtype=dtype)
@@ -247,7 +242,8 @@ def randperm(
     **_: object,
 ) -> Tensor:
     """A permutation of 0..n-1."""
-    drawn = _source(engine, generator).randperm(n, *engine.next_draw(), device=device or "cpu")
+    source, draw = engine.next_draw(generator)
+    drawn = source.randperm(n, *draw, device=device or "cpu")
     return drawn if dtype is None else convert(engine, drawn, dtype)
 
 
@@ -290,7 +286,8 @@ def native_dropout(engine: Engine, x: Tensor, p: float, train: bool | None) -> t
 @register("exponential_.default", cls=RANDOM)
 def exponential_(engine: Engine, x: Tensor, rate: float = 1, *, generator: Generator = None) -> Tensor:
     """Fill with -ln(u) / rate, u uniform in (0, 1]."""
-    u = _source(engine, generator).exponential_parts(x.shape, *engine.next_draw(), device=x.device)
+    source, draw = engine.next_draw(generator)
+    u = source.exponential_parts(x.shape, *draw, device=x.device)
     y = u.log_().neg_().div_(rate)
     return x.copy_(engine.function(y, engine.format(x.dtype), kappa=FUNCTION_KAPPA + 2))
 
@@ -306,7 +303,8 @@ def multinomial(
     w = engine.lift(weights)
     rows = w.unsqueeze(0) if w.dim() == 1 else w
     races = rows.unsqueeze(1).expand(-1, count if replacement else 1, -1)
-    u = _source(engine, generator).exponential_parts(races.shape, *engine.next_draw(), device=w.device)
+    source, draw = engine.next_draw(generator)
+    u = source.exponential_parts(races.shape, *draw, device=w.device)
     times = engine.function(u.log_().neg_().div_(races.to(F64)), part="race", kappa=FUNCTION_KAPPA + 2)
     times = torch.where(races > 0, times, float("inf"))
     drawn = times.argmin(-1) if replacement else times.squeeze(1).sort(dim=-1, stable=True).indices[..., :count]
