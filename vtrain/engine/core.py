@@ -8,10 +8,10 @@ import torch
 
 from vtrain.engine.aliases import Watched
 from vtrain.engine.definition import DefinitionFn
-from vtrain.engine.listener import Listener, ScaleFn, Site, Vary, round_result
 from vtrain.engine.generators.keys import Draw, next_draw
 from vtrain.engine.generators.owner import Own
 from vtrain.engine.generators.torches import is_global
+from vtrain.engine.listener import Listener, ScaleFn, Site, Vary, round_result
 from vtrain.engine.workspace import Workspace
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from vtrain.engine.randoms import PhiloxSource
@@ -27,9 +26,10 @@ _MARK = 0x56AD_C0DE  # upper half of the initial seed of a generator that is cou
 _MAGIC = 0x9D2C_74E1  # and in the last of its words
 _LOW = 0xFFFFFFFF
 _SITES = 2**32
-# The state of torch's CPU generator: initial seed, left and seeded, next, 624 words of 32 bits in 8 bytes each.
-_SEED, _LEFT, _WORDS = slice(0, 8), slice(8, 12), slice(24, 24 + 8 * 624)
-_FRESH = 1  # `left` of a generator that has drawn nothing natively
+# The state of torch's CPU generator as 64-bit words: initial seed, left and seeded, next, 624 words of 32 bits, the rest.
+_SEED, _LEFT, _NUMBER, _LAST = 0, 1, 7, 3 + 623
+_HELD = slice(3, _NUMBER + 1)  # key (2), step (2), number
+_FRESH = 1 << 32 | 1  # left of a generator that is seeded and has drawn nothing natively
 _PHILOX_CALL = 4  # CUDA's offset moves in steps of one Philox block
 
 
@@ -37,10 +37,10 @@ def count_from(generator: torch.Generator, key: StreamKey, step: int) -> None:
     """Let a CPU generator number its draws from 0 in ``step`` of the stream ``key``."""
     generator.manual_seed((key.key[0] ^ step) & _LOW)  # so that its other words are no constants
     state = generator.get_state()
-    seed, _, held = _parts(state)
-    seed[0] = _MARK << 32 | int(seed[0])
-    held[:5] = (*key.key, step & _LOW, step >> 32, 0)
-    held[-1] = _MAGIC
+    held = state.numpy().view(np.uint64)
+    held[_SEED] |= np.uint64(_MARK << 32)
+    held[_HELD] = (*key.key, step & _LOW, step >> 32, 0)
+    held[_LAST] = _MAGIC
     generator.set_state(state)
 
 
@@ -68,21 +68,15 @@ def next_draw(generator: torch.Generator) -> Draw:
 def _next_counted(generator: torch.Generator) -> Draw | None:
     """The next draw of a generator that is counted; None if it is a seeded one after all."""
     state = generator.get_state()
-    _, left, held = _parts(state)
-    if held[-1] != _MAGIC or left[0] != _FRESH:
+    held = state.numpy().view(np.uint64)
+    if held[_LAST] != _MAGIC or held[_LEFT] != _FRESH:
         return None
-    low, high, step_low, step_high, number = (int(word) for word in held[:5])
+    low, high, step_low, step_high, number = held[_HELD].tolist()
     if number + 1 >= _SITES:
         raise UnsupportedOperation(f"{_SITES} draws in a step: they are numbered in 32 bits")
-    held[4] = number + 1
+    held[_NUMBER] = number + 1
     generator.set_state(state)
     return _counted_stream((low, high)), (step_high << 32 | step_low, number)
-
-
-def _parts(state: torch.Tensor) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
-    """Views of a state's initial seed, (left,) and words."""
-    raw = state.numpy()
-    return raw[_SEED].view(np.uint64), raw[_LEFT].view(np.int32), raw[_WORDS].view(np.uint64)
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from vtrain.engine.generators.owner import mine, refuse_entropy
 from vtrain.errors import BackendError
 
 _native = torch.Generator
+_cdata = operator.attrgetter("_cdata")  # where the generator itself is
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 
 
@@ -72,11 +74,11 @@ class _CudaDefaults(tuple[torch.Generator, ...]):
         return (self[i] for i in range(len(self)))
 
 
-def is_global(generator: torch.Generator | None) -> bool:
-    """Whether a generator that an operation got means the global one: none, or torch's for a device."""
-    if generator is None or generator is torch.default_generator:
-        return True
-    return any(generator is default for default in tuple.__iter__(torch.cuda.default_generators))
+def is_global(generator: torch.Generator) -> bool:
+    """Whether a generator that an operation got means the global one: torch's for a device."""
+    # an operation gets another Python object for the same generator
+    defaults = torch.default_generator, *tuple.__iter__(torch.cuda.default_generators)
+    return any(_cdata(generator) == _cdata(default) for default in defaults)
 
 
 @contextlib.contextmanager
