@@ -20,8 +20,8 @@ def seeded(seed: int | str = 0, policy: Policy | None = None) -> Iterator[None]:
     orthogonal matrix) are rounded from float64 without a log, and so agree but for about one value in 10^8; where that
     matters, give ``record`` and ``replay`` a function that makes the model.
 
-    A generator that is seeded here, ``torch.manual_seed(7)`` or one of your own, gives the same numbers whatever ``seed``
-    is, and the same as in a step. The global generators of other threads, and those outside, are not touched.
+    A generator that is seeded here, ``torch.manual_seed(7)`` or one of your own, gives the same numbers whatever
+    ``seed`` is, and the same as in a step. The global generators of other threads, and those outside, are not touched.
 
     Inside a step (in such a function, say) draws are the same as outside one, and the rest is the step's: recorded, and
     rounded to the run's policy.

@@ -1,4 +1,4 @@
-"""The generators of a step: torch's, Python's and NumPy's global ones are the step's own in its thread, and nowhere else.
+"""The generators of a step: torch's, Python's and NumPy's global ones are the step's own in its thread, and only there.
 
 ``keys`` says which numbers a ``torch.Generator`` gives in a step; ``owner`` holds the step's own states; ``torches``,
 ``pythons`` and ``numpys`` lead what a script calls to them, by thread, whatever name it had imported before.

@@ -26,7 +26,7 @@ _MARK = 0x56AD_C0DE  # upper half of the initial seed of a generator that is cou
 _MAGIC = 0x9D2C_74E1  # and in the last of its words
 _LOW = 0xFFFFFFFF
 _SITES = 2**32
-# The state of torch's CPU generator as 64-bit words: initial seed, left and seeded, next, 624 words of 32 bits, the rest.
+# The state of torch's CPU generator in 64-bit words: initial seed, left and seeded, next, 624 words of 32 bits, more.
 _SEED, _LEFT, _NUMBER, _LAST = 0, 1, 7, 3 + 623
 _HELD = slice(3, _NUMBER + 1)  # key (2), step (2), number
 _FRESH = 1 << 32 | 1  # left of a generator that is seeded and has drawn nothing natively

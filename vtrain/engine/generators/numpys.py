@@ -1,12 +1,10 @@
 """NumPy's global generator, led by thread while a step is under way.
 
-The functions of ``numpy.random`` are methods of one hidden ``RandomState``, which takes the lock of its bit generator for
-every draw. It is given a bit generator that is the old one but for the lock: entering it puts the state of whoever
+The functions of ``numpy.random`` are methods of one hidden ``RandomState``, which takes the lock of its bit generator
+for every draw. It is given a bit generator that is the old one but for the lock: entering it puts the state of whoever
 draws in place, the step's or the process's. A state stays in place until the other one is wanted.
 
-It stays installed after the first step, as another thread may be waiting for the lock at any time. Not led: a thread that
-calls ``numpy.random.set_state`` at the very moment at which another one draws normal numbers with the GIL released may
-change the second of that thread's pair, as between any two threads of NumPy.
+It stays installed after the first step, as another thread may be waiting for the lock at any time.
 """
 
 from __future__ import annotations

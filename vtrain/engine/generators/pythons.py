@@ -1,8 +1,8 @@
 """Python's global generator, led by thread while a step is under way.
 
 The functions of ``random`` are methods of one hidden instance, bound when the module was made; scripts import them by
-name. So it is the instance that changes: its class, whose methods find ``self.random`` and ``super().seed`` anew at each
-call, and for ``random`` and ``getrandbits``, which are C functions bound to the instance, what these two call.
+name. So it is the instance that changes: its class, whose methods find ``self.random`` and ``super().seed`` anew at
+each call, and for ``random`` and ``getrandbits``, which are C functions bound to the instance, what these two call.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.ops.conversions import convert
-from vtrain.engine.optable import OpClass, forbid, register
+from vtrain.engine.optable import OpClass, register
 from vtrain.rounding.bounds import FUNCTION_KAPPA
 
 Tensor = torch.Tensor
@@ -92,6 +92,22 @@ def normal_tensors(
     return normal(engine, shape, like.dtype, like.device, mean, std, generator)
 
 
+@register("normal.float_float", cls=RANDOM)
+def normal_floats(
+    engine: Engine,
+    mean: float,
+    std: float,
+    size: Sequence[int],
+    *,
+    generator: Generator = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    **_: object,
+) -> Tensor:
+    """Normal draws of a given shape."""
+    return normal(engine, size, _dtype(dtype), device or "cpu", mean, std, generator)
+
+
 @register("uniform_.default", cls=RANDOM)
 def uniform_(engine: Engine, x: Tensor, low: float = 0, high: float = 1, *, generator: Generator = None) -> Tensor:
     """Fill with uniform draws."""
@@ -126,20 +142,32 @@ def randn(
     return normal(engine, size, _dtype(dtype), device or "cpu", generator=generator)
 
 
-@register("rand_like.default", cls=RANDOM)
+@register("rand_like.default", "rand_like.generator", cls=RANDOM)
 def rand_like(
-    engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object
+    engine: Engine,
+    x: Tensor,
+    *,
+    generator: Generator = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    **_: object,
 ) -> Tensor:
     """Uniform in [0, 1) of x's shape."""
-    return uniform(engine, x.shape, dtype or x.dtype, device or x.device)
+    return uniform(engine, x.shape, dtype or x.dtype, device or x.device, generator=generator)
 
 
-@register("randn_like.default", cls=RANDOM)
+@register("randn_like.default", "randn_like.generator", cls=RANDOM)
 def randn_like(
-    engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: object
+    engine: Engine,
+    x: Tensor,
+    *,
+    generator: Generator = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    **_: object,
 ) -> Tensor:
     """Standard normal of x's shape."""
-    return normal(engine, x.shape, dtype or x.dtype, device or x.device)
+    return normal(engine, x.shape, dtype or x.dtype, device or x.device, generator=generator)
 
 
 def _integers(
@@ -189,33 +217,49 @@ def randint_low(
     return _integers(engine, size, low, high, dtype, device, generator)
 
 
-@register("randint_like.default", cls=RANDOM)
+@register(
+    "randint_like.default", "randint_like.generator", "randint_like.Tensor", "randint_like.Tensor_generator", cls=RANDOM
+)
 def randint_like(
     engine: Engine,
     x: Tensor,
-    high: int,
+    high: int | Tensor,
     *,
+    generator: Generator = None,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     **_: object,
 ) -> Tensor:
     """Integers in [0, high) of x's shape."""
-    return _integers(engine, x.shape, 0, high, dtype or x.dtype, device or x.device)
+    return _integers(engine, x.shape, 0, int(high), dtype or x.dtype, device or x.device, generator)
 
 
-@register("randint_like.low_dtype", cls=RANDOM)
+@register("randint_like.low_dtype", "randint_like.low_generator_dtype", cls=RANDOM)
 def randint_like_low(
     engine: Engine,
     x: Tensor,
     low: int,
     high: int,
     *,
+    generator: Generator = None,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     **_: object,
 ) -> Tensor:
     """Integers in [low, high) of x's shape."""
-    return _integers(engine, x.shape, low, high, dtype or x.dtype, device or x.device)
+    return _integers(engine, x.shape, low, high, dtype or x.dtype, device or x.device, generator)
+
+
+@register("random_.default", cls=RANDOM)
+def random_(engine: Engine, x: Tensor, *, generator: Generator = None) -> Tensor:
+    """Fill with integers from 0 to the largest of an integer type, or to 2^p of a float with p significant bits."""
+    if x.dtype is torch.bool:
+        top = 1
+    elif x.is_floating_point():
+        top = round(2 / torch.finfo(x.dtype).eps)
+    else:
+        top = torch.iinfo(x.dtype).max
+    return random_from(engine, x, 0, top + 1, generator=generator)
 
 
 @register("random_.from", cls=RANDOM)
@@ -309,10 +353,3 @@ def multinomial(
     times = torch.where(races > 0, times, float("inf"))
     drawn = times.argmin(-1) if replacement else times.squeeze(1).sort(dim=-1, stable=True).indices[..., :count]
     return drawn.squeeze(0) if w.dim() == 1 else drawn
-
-
-forbid(
-    "no definition of this draw is part of the contract",
-    "geometric_.default cauchy_.default log_normal_.default poisson.default binomial.default rrelu_with_noise.default "
-    "_standard_gamma.default _sample_dirichlet.default random_.default".split(),
-)
