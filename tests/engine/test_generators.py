@@ -26,6 +26,7 @@ from vtrain.engine.randoms import PhiloxSource
 from vtrain.engine.session import Session
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy
+from vtrain.random import StreamKey
 
 
 @pytest.fixture
@@ -52,6 +53,18 @@ def test_seeded_alike_they_give_the_same_numbers_and_go_on(session: Session) -> 
         assert drawn(torch.Generator().manual_seed(5)) == first
     with seeded(8):
         assert drawn(torch.Generator().manual_seed(5)) == first
+
+
+def test_a_seeded_generator_s_numbers_are_defined_by_its_state(session: Session) -> None:
+    with session.step(1):
+        g = torch.Generator().manual_seed(2**40 + 5)
+        got = [torch.rand(4, generator=g), torch.rand(4, generator=g)]
+    native = torch.Generator().manual_seed(2**40 + 5)
+    source = PhiloxSource(StreamKey(2**40 + 5, "torch-generator"))
+    for values in got:
+        word = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=native)) % 2**64
+        assert torch.equal(values, source.uniform((4,), torch.float32, "cpu", 0, 1, word >> 1, word & 1))
+    assert torch.equal(g.get_state(), native.get_state())
 
 
 COPIES: dict[str, Callable[[torch.Generator], torch.Generator]] = {
@@ -82,6 +95,16 @@ def test_a_generator_can_be_copied(session: Session) -> None:
     twins = copy.deepcopy(g), pickle.loads(pickle.dumps(g))
     with session.step(2):
         assert drawn(twins[0]) == drawn(twins[1]) == drawn(g)
+
+
+def test_a_step_s_state_that_was_used_natively_is_another(session: Session) -> None:
+    with session.step(4):
+        torch.rand(2)
+        used, kept = (torch.default_generator.clone_state() for _ in range(2))
+        here = drawn()
+    assert torch.rand(3, generator=used).unique().numel() == 3
+    with session.step(5):
+        assert drawn(kept) == here != drawn(used)
 
 
 def test_a_generator_goes_on_from_step_to_step(session: Session) -> None:

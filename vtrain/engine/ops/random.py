@@ -67,13 +67,13 @@ def coin(engine: Engine, like: Tensor, p: float, generator: Generator = None) ->
     return source.bernoulli_mask(like.shape, p, *draw, device=like.device)
 
 
-@register("normal_.default", cls=RANDOM)
+@register("normal_.default", cls=RANDOM, version=2)
 def normal_(engine: Engine, x: Tensor, mean: float = 0, std: float = 1, *, generator: Generator = None) -> Tensor:
     """Fill with normal draws."""
     return x.copy_(normal(engine, x.shape, x.dtype, x.device, mean, std, generator))
 
 
-@register("normal_functional.default", cls=RANDOM)
+@register("normal_functional.default", cls=RANDOM, version=2)
 def normal_functional(
     engine: Engine, x: Tensor, mean: float = 0, std: float = 1, *, generator: Generator = None
 ) -> Tensor:
@@ -81,7 +81,7 @@ def normal_functional(
     return normal(engine, x.shape, x.dtype, x.device, mean, std, generator)
 
 
-@register("normal.Tensor_Tensor", "normal.Tensor_float", "normal.float_Tensor", cls=RANDOM)
+@register("normal.Tensor_Tensor", "normal.Tensor_float", "normal.float_Tensor", cls=RANDOM, version=2)
 def normal_tensors(
     engine: Engine, mean: Tensor | float, std: Tensor | float = 1, *, generator: Generator = None
 ) -> Tensor:
@@ -108,13 +108,13 @@ def normal_floats(
     return normal(engine, size, _dtype(dtype), device or "cpu", mean, std, generator)
 
 
-@register("uniform_.default", cls=RANDOM)
+@register("uniform_.default", cls=RANDOM, version=2)
 def uniform_(engine: Engine, x: Tensor, low: float = 0, high: float = 1, *, generator: Generator = None) -> Tensor:
     """Fill with uniform draws."""
     return x.copy_(uniform(engine, x.shape, x.dtype, x.device, low, high, generator))
 
 
-@register("rand.default", "rand.generator", cls=RANDOM)
+@register("rand.default", "rand.generator", cls=RANDOM, version=2)
 def rand(
     engine: Engine,
     size: Sequence[int],
@@ -128,7 +128,7 @@ def rand(
     return uniform(engine, size, _dtype(dtype), device or "cpu", generator=generator)
 
 
-@register("randn.default", "randn.generator", cls=RANDOM)
+@register("randn.default", "randn.generator", cls=RANDOM, version=2)
 def randn(
     engine: Engine,
     size: Sequence[int],
@@ -142,7 +142,7 @@ def randn(
     return normal(engine, size, _dtype(dtype), device or "cpu", generator=generator)
 
 
-@register("rand_like.default", "rand_like.generator", cls=RANDOM)
+@register("rand_like.default", "rand_like.generator", cls=RANDOM, version=2)
 def rand_like(
     engine: Engine,
     x: Tensor,
@@ -156,7 +156,7 @@ def rand_like(
     return uniform(engine, x.shape, dtype or x.dtype, device or x.device, generator=generator)
 
 
-@register("randn_like.default", "randn_like.generator", cls=RANDOM)
+@register("randn_like.default", "randn_like.generator", cls=RANDOM, version=2)
 def randn_like(
     engine: Engine,
     x: Tensor,
@@ -186,7 +186,7 @@ def _integers(
     return source.randint(shape, low, high, *draw, device=device or "cpu", dtype=dtype)
 
 
-@register("randint.default", "randint.generator", cls=RANDOM)
+@register("randint.default", "randint.generator", cls=RANDOM, version=2)
 def randint(
     engine: Engine,
     high: int,
@@ -201,7 +201,7 @@ def randint(
     return _integers(engine, size, 0, high, dtype, device, generator)
 
 
-@register("randint.low", "randint.low_generator", cls=RANDOM)
+@register("randint.low", "randint.low_generator", cls=RANDOM, version=2)
 def randint_low(
     engine: Engine,
     low: int,
@@ -218,7 +218,12 @@ def randint_low(
 
 
 @register(
-    "randint_like.default", "randint_like.generator", "randint_like.Tensor", "randint_like.Tensor_generator", cls=RANDOM
+    "randint_like.default",
+    "randint_like.generator",
+    "randint_like.Tensor",
+    "randint_like.Tensor_generator",
+    cls=RANDOM,
+    version=2,
 )
 def randint_like(
     engine: Engine,
@@ -234,7 +239,7 @@ def randint_like(
     return _integers(engine, x.shape, 0, int(high), dtype or x.dtype, device or x.device, generator)
 
 
-@register("randint_like.low_dtype", "randint_like.low_generator_dtype", cls=RANDOM)
+@register("randint_like.low_dtype", "randint_like.low_generator_dtype", cls=RANDOM, version=2)
 def randint_like_low(
     engine: Engine,
     x: Tensor,
@@ -262,20 +267,20 @@ def random_(engine: Engine, x: Tensor, *, generator: Generator = None) -> Tensor
     return random_from(engine, x, 0, top + 1, generator=generator)
 
 
-@register("random_.from", cls=RANDOM)
+@register("random_.from", cls=RANDOM, version=2)
 def random_from(engine: Engine, x: Tensor, low: int, high: int | None, *, generator: Generator = None) -> Tensor:
     """Fill with integers in [low, high)."""
     drawn = _integers(engine, x.shape, low, 2**31 if high is None else high, torch.int64, x.device, generator)
     return x.copy_(convert(engine, drawn, x.dtype))
 
 
-@register("random_.to", cls=RANDOM)
+@register("random_.to", cls=RANDOM, version=2)
 def random_to(engine: Engine, x: Tensor, high: int, *, generator: Generator = None) -> Tensor:
     """Fill with integers in [0, high)."""
     return random_from(engine, x, 0, high, generator=generator)
 
 
-@register("randperm.default", "randperm.generator", cls=RANDOM)
+@register("randperm.default", "randperm.generator", cls=RANDOM, version=2)
 def randperm(
     engine: Engine,
     n: int,
@@ -291,32 +296,32 @@ def randperm(
     return drawn if dtype is None else convert(engine, drawn, dtype)
 
 
-@register("bernoulli_.float", cls=RANDOM)
+@register("bernoulli_.float", cls=RANDOM, version=2)
 def bernoulli_(engine: Engine, x: Tensor, p: float = 0.5, *, generator: Generator = None) -> Tensor:
     """Fill with 1 with probability p, else 0."""
     return x.copy_(coin(engine, x, p, generator))
 
 
-@register("bernoulli.p", cls=RANDOM)
+@register("bernoulli.p", cls=RANDOM, version=2)
 def bernoulli_p(engine: Engine, x: Tensor, p: float = 0.5, *, generator: Generator = None) -> Tensor:
     """1 with probability p, else 0, of x's shape."""
     return coin(engine, x, p, generator).to(x.dtype)
 
 
-@register("bernoulli.default", "bernoulli.Tensor", cls=RANDOM)
+@register("bernoulli.default", "bernoulli.Tensor", cls=RANDOM, version=2)
 def bernoulli(engine: Engine, x: Tensor, p: Tensor | None = None, *, generator: Generator = None) -> Tensor:
     """1 where a uniform draw is below the element's probability, else 0."""
     chance = x if p is None else p.expand(x.shape)
     return torch.lt(uniform(engine, x.shape, F32, x.device, generator=generator), chance.to(F32)).to(x.dtype)
 
 
-@register("bernoulli_.Tensor", cls=RANDOM)
+@register("bernoulli_.Tensor", cls=RANDOM, version=2)
 def bernoulli_tensor_(engine: Engine, x: Tensor, p: Tensor, *, generator: Generator = None) -> Tensor:
     """Fill with 1 where a uniform draw is below p, else 0."""
     return x.copy_(bernoulli(engine, x, p, generator=generator))
 
 
-@register("native_dropout.default", cls=RANDOM)
+@register("native_dropout.default", cls=RANDOM, version=2)
 def native_dropout(engine: Engine, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     """x * mask / (1 - p), the mask kept with probability 1 - p; and the mask."""
     if train is False:
@@ -327,7 +332,7 @@ def native_dropout(engine: Engine, x: Tensor, p: float, train: bool | None) -> t
     return engine.finish(torch.mul(engine.lift(x), mask.to(F32)).mul_(1 / (1 - p)), x.dtype), mask
 
 
-@register("exponential_.default", cls=RANDOM)
+@register("exponential_.default", cls=RANDOM, version=2)
 def exponential_(engine: Engine, x: Tensor, rate: float = 1, *, generator: Generator = None) -> Tensor:
     """Fill with -ln(u) / rate, u uniform in (0, 1]."""
     source, draw = engine.next_draw(generator)
@@ -336,7 +341,7 @@ def exponential_(engine: Engine, x: Tensor, rate: float = 1, *, generator: Gener
     return x.copy_(engine.function(y, engine.format(x.dtype), kappa=FUNCTION_KAPPA + 2))
 
 
-@register("multinomial.default", cls=RANDOM)
+@register("multinomial.default", cls=RANDOM, version=2)
 def multinomial(
     engine: Engine, weights: Tensor, count: int, replacement: bool = False, *, generator: Generator = None
 ) -> Tensor:
