@@ -27,9 +27,8 @@ _MAGIC = 0x9D2C_74E1  # and in the last of its words
 _LOW = 0xFFFFFFFF
 _SITES = 2**32
 # The state of torch's CPU generator in 64-bit words: initial seed, left and seeded, next, 624 words of 32 bits, more.
-_SEED, _LEFT, _NUMBER, _LAST = 0, 1, 7, 3 + 623
+_SEED, _NUMBER, _LAST = 0, 7, 3 + 623
 _HELD = slice(3, _NUMBER + 1)  # key (2), step (2), number
-_FRESH = 1 << 32 | 1  # left of a generator that is seeded and has drawn nothing natively
 _PHILOX_CALL = 4  # CUDA's offset moves in steps of one Philox block
 
 
@@ -69,7 +68,7 @@ def _next_counted(generator: torch.Generator) -> Draw | None:
     """The next draw of a generator that is counted; None if it is a seeded one after all."""
     state = generator.get_state()
     held = state.numpy().view(np.uint64)
-    if held[_LAST] != _MAGIC or held[_LEFT] != _FRESH:
+    if held[_LAST] != _MAGIC:  # the first native draw makes all words anew
         return None
     low, high, step_low, step_high, number = held[_HELD].tolist()
     if number + 1 >= _SITES:
