@@ -78,19 +78,18 @@ class _Keeper:
             self.native.state, self._gauss = value, gauss
             self._set_gauss(gauss)
 
-    def put_away(self) -> None:
-        """Put the process's state in place."""
+    def put_away(self, forget: bool = False) -> None:
+        """Put the process's state in place; ``forget`` where the step's is wanted no more."""
         with self.lock:
-            self._want(None)
+            self._want(None, forget)
 
-    def _want(self, own: Own | None) -> None:
+    def _want(self, own: Own | None, forget: bool = False) -> None:
         if self._holder is own:
             return
-        state = {"bits": self.native.state, "gauss": self._gauss}
         if self._holder is None:
-            self._process = state
-        else:
-            self._holder.numpy = state
+            self._process = self._state()
+        elif not forget:
+            self._holder.numpy = self._state()
         wanted = self._process if own is None else own.numpy
         if wanted is not None:
             self.native.state, self._gauss = wanted["bits"], wanted["gauss"]
@@ -99,6 +98,9 @@ class _Keeper:
             self._gauss = _NO_GAUSS
         self._set_gauss(self._gauss)
         self._holder = own
+
+    def _state(self) -> _State:
+        return {"bits": self.native.state, "gauss": self._gauss}
 
     def _read_gauss(self) -> _State:
         """The second of two normal draws, which the hidden instance keeps beside its bit generator."""
@@ -185,4 +187,4 @@ def numpy_led() -> Iterator[None]:
     try:
         yield
     finally:
-        keeper.put_away()
+        keeper.put_away(forget=True)

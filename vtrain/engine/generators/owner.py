@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import threading
 from collections.abc import Iterator
@@ -47,8 +48,7 @@ class Own:
     @property
     def host_seed(self) -> int:
         """Seeds Python's and NumPy's, below 2^32."""
-        key, step = self._host
-        return int(words(key, step, 0, 1)[0])
+        return _host_seed(*self._host)
 
     @property
     def python(self) -> random.Random:
@@ -76,6 +76,11 @@ class Own:
         if threading.get_ident() == self._thread:
             return True
         return any(mode is self._mode for mode in _get_current_dispatch_mode_stack())
+
+
+@functools.lru_cache(maxsize=4)
+def _host_seed(key: StreamKey, step: int) -> int:
+    return int(words(key, step, 0, 1)[0])
 
 
 _own: Own | None = None
