@@ -170,6 +170,8 @@ def _replay(
             if done[-1].difference is not None:
                 break
     _judge(verdict, done)
+    if bench.job.data.name == "program":
+        verdict.doubt_data()
     kind = bench.job.policy.parsed_threshold.kind
     if not verdict.verified and request.party is None and kind != "certified":
         verdict.notes.append(_NOT_JUDGED.format(kind=kind))

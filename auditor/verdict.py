@@ -37,6 +37,13 @@ def detection(segments: int, share: float) -> float:
     return 1.0 - (1.0 - share) ** segments
 
 
+OTHER_DATA = (
+    "honest machines can differ in a batch that is computed outside the steps: torch's own draws of floats, linspace, "
+    "exp and interpolation give other last bits on another processor; make it with integers (randint, randperm, "
+    "indices into data from a file), `with vtrain.seeded(seed):`, or inside the step"
+)
+
+
 @dataclass
 class Verdict:
     """What an audit found.
@@ -122,6 +129,11 @@ class Verdict:
         self.result = REFUTED
         self.first_bad_step, self.what, self.detail = found.step, found.what, found.detail
         self.violations = int(found.what == "log")
+
+    def doubt_data(self) -> None:
+        """Note why honest machines may differ, where the difference is in batches that code of the user's makes."""
+        if self.what == "data":
+            self.notes.append(OTHER_DATA)
 
     def count(self, found: Counts) -> None:
         """Take over what was counted."""

@@ -34,7 +34,7 @@ REFUSED: dict[str, Callable[[], object]] = {
         maximize=False, is_first_step=True,
     ),
     "foreach without a twin": lambda: torch._foreach_lgamma([X]),
-    "random without a definition": lambda: torch.poisson(X.abs()),
+    "random without a definition": lambda: torch._standard_gamma_grad(X.abs(), X.abs()),
     "float64 noise": lambda: torch.randn(3, dtype=torch.float64),
 }  # fmt: skip
 

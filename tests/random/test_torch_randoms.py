@@ -212,7 +212,7 @@ def draw_all(source: PhiloxSource, step: int, site: int) -> list[torch.Tensor]:
 
 
 def test_every_draw_depends_on_seed_stream_step_and_site() -> None:
-    sources = [PhiloxSource(7), PhiloxSource(8), PhiloxSource(7, "other")]
+    sources = [PhiloxSource(7), PhiloxSource(8), PhiloxSource(StreamKey(7, "other")), PhiloxSource(7).part("other")]
     places = [(1, 1), (2, 1), (1, 2), (2**32 + 1, 1)]
     draws = [draw_all(source, *place) for source, place in itertools.product(sources, places)]
     for left, right in itertools.combinations(draws, 2):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
 
 from vtrain.engine.aliases import Watched
 from vtrain.engine.definition import DefinitionFn
+from vtrain.engine.generators.keys import Draw, next_draw
+from vtrain.engine.generators.owner import Own
+from vtrain.engine.generators.torches import is_global
 from vtrain.engine.listener import Listener, ScaleFn, Site, Vary, round_result
-from vtrain.engine.randoms import PhiloxSource
 from vtrain.engine.workspace import Workspace
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy
@@ -22,7 +22,6 @@ from vtrain.rounding.scale import Scale
 
 F32, F64 = torch.float32, torch.float64
 _NO_OVERFLOW = 2.0**126  # of sums in float32, with room for their roundings
-_DRAWS = 0xFFFFFFFF  # draws of a step are numbered in 32 bits
 
 
 def _largest(x: torch.Tensor) -> float:
@@ -49,7 +48,10 @@ class Engine:
         chain: whether products and convolutions are canonical.
         wide_chain: whether their chains are accumulated in float64.
         canonical: whether other operations are, where there is a kernel for them.
+        own: the generators of the step that is under way.
     """
+
+    own: Own
 
     def __init__(self, listener: Listener, policy: Policy, seed: int | str) -> None:
         float32_format = policy.format
@@ -58,13 +60,12 @@ class Engine:
         self.listener = listener
         self.policy = policy
         self.seed = seed
-        self.randoms = PhiloxSource(seed)
         self.workspace = Workspace()
         self.watched = Watched()
         self.formats = {torch.float32: float32_format, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
         self.restricted = not float32_format.native
         self.op = ""
-        self.step = self._draw_step = 0
+        self.step = 0
         self.seq = 0
         self.scalars = 0
         self.walk: list[int] = []
@@ -72,9 +73,8 @@ class Engine:
         self.sites: list[str] = []
 
     def begin_step(self, step: int) -> None:
-        """Start numbering sites, draws and scalars anew."""
-        self.step, self.seq, self.scalars, self._draw_step = step, 0, 0, step
-        torch.default_generator.manual_seed(0)
+        """Start numbering sites and scalars anew."""
+        self.step, self.seq, self.scalars = step, 0, 0
         self.walk = []
 
     # ---- formats ------------------------------------------------------------------------------------------------
@@ -210,24 +210,13 @@ class Engine:
         return round_result(x.contiguous(), fmt)
 
     # ---- random numbers -------------------------------------------------------------------------------------------
-    def next_draw(self) -> tuple[int, int]:
-        """(step, number of the draw within it): the key of one draw (numerics §2, class 5)."""
-        # The number is kept as the seed of torch's own generator, which torch.utils.checkpoint saves and restores: so a
-        # forward pass that is done again draws what it drew before.
-        number = torch.default_generator.initial_seed() & _DRAWS
-        torch.default_generator.manual_seed((number + 1) & _DRAWS)
-        return self._draw_step, number
+    def next_draw(self, generator: torch.Generator | None = None) -> Draw:
+        """The stream and the key of one draw from a generator, which goes on by it (numerics §2, class 5).
 
-    @contextlib.contextmanager
-    def reseeded(self, seed: int | str) -> Iterator[None]:
-        """Within: draws are those of step 0 of a run with this seed; the caller keeps torch's generator."""
-        before = self.seed, self.randoms, self._draw_step
-        self.seed, self.randoms, self._draw_step = seed, PhiloxSource(seed), 0
-        torch.default_generator.manual_seed(0)
-        try:
-            yield
-        finally:
-            self.seed, self.randoms, self._draw_step = before
+        Args:
+            generator: what the operation was given; torch's global ones mean the step's own.
+        """
+        return next_draw(self.own.torch if generator is None or is_global(generator) else generator)
 
     def scalar(self, value: float, plain: bool = False) -> float:
         """The host scalar to use for ``value`` (numerics §2); ``plain`` as ``Listener.scalar`` has it."""

@@ -15,6 +15,7 @@ import torch
 
 from vtrain.errors import UnsupportedOperation, UsageError
 from vtrain.random import (
+    Key,
     StreamKey,
     bernoulli_threshold,
     box_muller,
@@ -51,15 +52,19 @@ class PhiloxSource:
     Two draws of one (step, site) overlap, whatever their kind: give each draw a site of its own.
 
     Args:
-        seed: in [0, 2^128), as an integer or in decimal digits.
-        stream: what the draws are for.
+        key: of the stream, or the seed for one that is called "torch".
 
     Raises:
         UsageError: by any method: step, site or a parameter is out of range.
     """
 
-    def __init__(self, seed: int | str, stream: str = "torch") -> None:
-        self.key = StreamKey(seed, stream)
+    def __init__(self, key: Key | int | str) -> None:
+        self.key = StreamKey(key, "torch") if isinstance(key, int | str) else key
+
+    def part(self, name: str) -> PhiloxSource:
+        """A stream of its own for each name, for draws that take several."""
+        low, high = self.key.key
+        return PhiloxSource(StreamKey(low | high << 32, name))
 
     def words(self, step: int, site: int, n: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """The first n words, their bits as int32 (torch computes little on uint32): int32 (n,)."""

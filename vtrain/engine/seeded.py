@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from vtrain.engine.listener import Plain
-from vtrain.engine.session import Session, active_engine, host_generators, host_key
+from vtrain.engine.session import Session, active_engine
 from vtrain.errors import UsageError
 from vtrain.policy import Policy
 
@@ -15,10 +15,13 @@ from vtrain.policy import Policy
 def seeded(seed: int | str = 0, policy: Policy | None = None) -> Iterator[None]:
     """Within: random numbers come from the counter-based generator, and every result is rounded to the policy's target.
 
-    Torch's own initialisation differs between processors in the last bits. Uniform draws and normal draws made here do
-    not: they are defined by IEEE operations. Other inexact results (``erfinv`` of a truncated normal, an orthogonal
-    matrix) are rounded from float64 without a log, and so agree but for about one value in 10^8; where that matters,
-    give ``record`` and ``replay`` a function that makes the model.
+    Torch's own initialisation differs between processors in the last bits. Draws made here do not, nor do truncated
+    normal ones: they are defined by IEEE operations. Results that a step would log (products, such as those of an
+    orthogonal matrix) are rounded from float64 without a log, and so agree but for about one value in 10^8; where that
+    matters, give ``record`` and ``replay`` a function that makes the model.
+
+    A generator that is seeded here, ``torch.manual_seed(7)`` or one of your own, gives the same numbers whatever
+    ``seed`` is, and the same as in a step. The global generators of other threads, and those outside, are not touched.
 
     Inside a step (in such a function, say) draws are the same as outside one, and the rest is the step's: recorded, and
     rounded to the run's policy.
@@ -37,5 +40,5 @@ def seeded(seed: int | str = 0, policy: Policy | None = None) -> Iterator[None]:
         return
     if policy is not None and policy != engine.policy:
         raise UsageError("vtrain.seeded(policy=...) inside a step: the run's own holds there; leave it out")
-    with host_generators(host_key(seed), 0), engine.reseeded(seed):
+    with engine.own.reseeded(seed):
         yield

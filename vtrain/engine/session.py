@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import random
 import threading
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from vtrain.engine import settings
 from vtrain.engine.backend import check_arithmetic
 from vtrain.engine.core import Engine
+from vtrain.engine.generators import Own, led
 from vtrain.engine.listener import Listener
 from vtrain.engine.mode import EngineMode
 from vtrain.engine.pins import pinned
@@ -22,7 +21,6 @@ from vtrain.engine.threads import guarded_threads
 from vtrain.errors import UsageError
 from vtrain.kernels import scalars
 from vtrain.policy import Policy
-from vtrain.random import StreamKey, words
 
 SITES_FORMAT = "vtrain-sites-v1"
 # Steps pin settings of the whole process, so that there is one at a time; the engine of the one that is under way.
@@ -46,7 +44,6 @@ class Session:
         check_arithmetic()
         self.engine = Engine(listener, policy, seed)
         self._mode = EngineMode(self.engine)
-        self._host_key = host_key(seed)
         self._programs: dict[tuple[int, ...], tuple[str, bytes]] = {}
 
     @contextlib.contextmanager
@@ -61,7 +58,8 @@ class Session:
         """
         with _only_step(self.engine), scalars.held():
             settings.check_threads()
-            with pinned(), host_generators(self._host_key, number), guarded_threads() as threads:
+            self.engine.own = Own(self.engine.seed, number, self._mode)
+            with pinned(), led(self.engine.own), guarded_threads() as threads:
                 self.engine.begin_step(number)
                 flags = settings.read()
                 with self._mode:
@@ -99,29 +97,6 @@ def _only_step(engine: Engine) -> Iterator[None]:
     finally:
         _active = None
         _ONE_STEP.release()
-
-
-def host_key(seed: int | str) -> StreamKey:
-    """Of the numbers that seed Python's and numpy's generators."""
-    return StreamKey(seed, "host-generators")
-
-
-@contextlib.contextmanager
-def host_generators(key: StreamKey, step: int) -> Iterator[None]:
-    """Within: Python's and numpy's global generators are seeded by the step; all of them are restored at the end.
-
-    Torch's is restored too: the engine keeps the number of the next draw in it.
-    """
-    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(words(key, step, 0, 1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(saved[0])
-        np.random.set_state(saved[1])
-        torch.set_rng_state(saved[2])
 
 
 _LETTERS = {

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from vtrain.random.draws import bernoulli_threshold, permutation, randint, uint64s, uniform24, uniform53
 from vtrain.random.normal import box_muller
-from vtrain.random.philox import MAX_SITE, MAX_STEP, MAX_WORDS, StreamKey, for_each_chunk, philox4x32, words
+from vtrain.random.philox import (
+    MAX_SITE,
+    MAX_STEP,
+    MAX_WORDS,
+    Key,
+    StreamKey,
+    WordKey,
+    for_each_chunk,
+    philox4x32,
+    words,
+)
 
 __all__ = [
     "MAX_SITE",
     "MAX_STEP",
     "MAX_WORDS",
+    "Key",
     "StreamKey",
+    "WordKey",
     "bernoulli_threshold",
     "box_muller",
     "for_each_chunk",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vtrain.errors import UsageError
-from vtrain.random.philox import MAX_WORDS, U32, U64, StreamKey, check_range, for_each_chunk
+from vtrain.random.philox import MAX_WORDS, U32, U64, Key, check_range, for_each_chunk
 
 
 def uniform24(words: U32) -> npt.NDArray[np.float32]:
@@ -102,7 +102,7 @@ def randint(words: U32, low: int, high: int) -> npt.NDArray[np.int64]:
     return drawn
 
 
-def permutation(key: StreamKey, step: int, site: int, n: int) -> npt.NDArray[np.int64]:
+def permutation(key: Key, step: int, site: int, n: int) -> npt.NDArray[np.int64]:
     """A permutation of 0..n-1: the indices sorted by (64-bit word i, i), in O(n log n).
 
     Two equal words, which the tie rule decides, come up with a probability of about n^2 / 2^65.

@@ -94,6 +94,16 @@ class StreamKey:
         object.__setattr__(self, "key", (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")))
 
 
+@dataclass(frozen=True)
+class WordKey:
+    """A Philox key whose name is not known: the ``key`` of a ``StreamKey``, kept where only words can be."""
+
+    key: tuple[int, int]
+
+
+Key: TypeAlias = StreamKey | WordKey
+
+
 def _rounds(even: U64, odd: U64, product: U64, key: tuple[int, int]) -> None:
     """The ten rounds, in place, on values below 2^32.
 
@@ -139,7 +149,7 @@ def philox4x32(counter: U32, key: tuple[int, int] | U32) -> U32:
 
 
 def for_each_chunk(
-    key: StreamKey, step: int, site: int, items: int, per_item: int, consume: Callable[[U32, int, int], None]
+    key: Key, step: int, site: int, items: int, per_item: int, consume: Callable[[U32, int, int], None]
 ) -> None:
     """Draws ``items * per_item`` words in pieces that stay in cache, and hands each to ``consume``.
 
@@ -172,7 +182,7 @@ def for_each_chunk(
         consume(piece.reshape(-1)[: (stop - start) * per_item], start, stop)
 
 
-def words(key: StreamKey, step: int, site: int, n: int) -> U32:
+def words(key: Key, step: int, site: int, n: int) -> U32:
     """The first n words of the draw (step, site) of a stream: word i is lane i % 4 of block i // 4.
 
     Args:

@@ -86,14 +86,14 @@ def canonical_erfinv(y: Tensor) -> Tensor:
     """
     a = y.abs()
     z, tail, far = a * a, 1.0 - a, a > 0.5
-    root = _of("sqrt", -_of("log", tail * 0.5))
+    root = canonical_function("sqrt", -canonical_function("log", tail * 0.5))
     small = _horner(z, _CENTRE) * a / (_horner(z, _CENTRE_BELOW) * z + 1.0)
     large = _horner(root, _TAIL) / (_horner(root, _TAIL_BELOW) * root + 1.0)
     x = torch.where(a <= 0.7, small, large)
     for _ in range(2):
-        slope = _of("exp", -(x * x)) * 1.1283791670955126  # 2 / sqrt(pi)
-        residual = _of("erf", x) - a
-        residual[far] = tail[far] - _of("erfc", x[far])
+        slope = canonical_function("exp", -(x * x)) * 1.1283791670955126  # 2 / sqrt(pi)
+        residual = canonical_function("erf", x) - a
+        residual[far] = tail[far] - canonical_function("erfc", x[far])
         x = x - residual / slope
     x = torch.where(a < 1, x, torch.where(a == 1, float("inf"), float("nan")))
     return torch.copysign(torch.where(a == 0, 0.0, x), y)
@@ -113,7 +113,8 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return y
 
 
-def _of(name: str, x: Tensor) -> Tensor:
+def canonical_function(name: str, x: Tensor) -> Tensor:
+    """A function that has a kernel, of float64 in float64: the same bits everywhere, under every policy."""
     return canonical.function(name, x, F64)
 
 
