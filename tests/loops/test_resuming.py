@@ -75,7 +75,7 @@ def test_interrupted_anywhere(case: str, whole: Path, tmp_path: Path, monkeypatc
             raise Stop
         return trace
 
-    for attempt in range(12):
+    for _ in range(12):
         try:
             sys.settrace(trace)
             train(path, CASES[case], resume=path.exists() and (path / "job.json").exists())
