@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from trainer.carried import Carried
 from trainer.keeper import Keeper
 from trainer.keys import trainer_key
 from vtrain.engine.beyond import Beyond
@@ -36,6 +38,13 @@ class Recording(OpenRun):
     def __init__(self, loop: Loop, beyond: Beyond, kept: dict[str, torch.Tensor]) -> None:
         super().__init__(loop, beyond)
         self._put_back = kept
+        self._carried = Carried(loop, beyond)
+
+    @contextlib.contextmanager
+    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
+        """As ``OpenRun.step``."""
+        with self._carried.watching(self.steps_done + 1), super().step(batch, indices=indices):
+            yield
 
     def _prepare(self) -> None:
         """A program may do before its step what the checkpoint holds already, such as a schedule's step."""

@@ -25,10 +25,14 @@ class Beyond:
     Args:
         loop: looked at when something is asked for; initialised by then.
         whole: whether to keep more than objects and hyperparameters; not for a program that sets up the rest itself.
+
+    Attributes:
+        unkept: whether the loop was seen to depend on something else.
     """
 
     def __init__(self, loop: Loop, whole: bool = True) -> None:
         self._loop, self._whole = loop, whole
+        self.unkept = False
         self._begun: dict[str, dict[str, Any]] | None = None
         self._frozen: dict[str, bool] = {}
         self._marked: dict[str, Tensor] = {}
@@ -44,10 +48,13 @@ class Beyond:
             StateError: something in an ``extra`` object can't be kept; names it.
         """
         self._begin()
-        found = self._objects()
+        found = self.objects()
         if not self._whole:
             return found
-        parts = {"attributes": self._changed(), "requires_grad": self._thawed(), "cleared": self._cleared()}
+        parts = {
+            "attributes": self._changed(), "requires_grad": self._thawed(), "cleared": self._cleared(),
+            "unkept": self.unkept,
+        }  # fmt: skip
         for name, value in parts.items():
             found.update(nest.flatten(name, value))
         return found
@@ -59,8 +66,12 @@ class Beyond:
             self._begun = {path: attributes.print_of(value) for path, value in attributes.values(model)}
             self._frozen = {name: p.requires_grad for name, p in model.named_parameters()}
 
-    def _objects(self) -> dict[str, Tensor]:
-        """``extra`` objects and hyperparameters."""
+    def objects(self) -> dict[str, Tensor]:
+        """``extra`` objects and hyperparameters as named tensors, which are references.
+
+        Raises:
+            StateError: something in an ``extra`` object can't be kept; names it.
+        """
         found: dict[str, Tensor] = {}
         for name, o in self._loop.extra.items():
             try:
@@ -100,11 +111,14 @@ class Beyond:
 
         Raises:
             CheckpointError: it does not fit.
+            StateError: it is not all that the loop depended on.
         """
         self._begin()
         self._put_objects(kept)
         if not self._whole:
             return
+        if nest.rebuild("unkept", kept):
+            raise StateError(_UNKEPT)
         model = self._loop.model
         modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
         for path, value in nest.rebuild("attributes", kept).items():
@@ -134,13 +148,13 @@ class Beyond:
     # ---- between steps ----------------------------------------------------------------------------------------------
     def mark(self) -> None:
         """A step ended: remember how it left things, to go back there and to see what is done after it."""
-        now = self._objects()
+        now = self.objects()
         self._inside |= _differing(self._marked, now)
         self._marked = {name: t.detach().clone() for name, t in now.items()}
 
     def before_step(self) -> None:
         """A step begins: what the program did since the last one, it does between steps."""
-        now = self._objects()
+        now = self.objects()
         since = _differing(self._marked, now)
         if self._loop.steps_done == 0:
             self._before = since
@@ -153,13 +167,19 @@ class Beyond:
         What changes before the first step, changes before each. What follows a step must have changed again. Where it
         is not to be told - of an object that nothing has changed yet - it is not.
         """
-        since = _differing(self._marked, self._objects())
+        since = _differing(self._marked, self.objects())
         unknown = {_name(name) for name in self._loop.extra} - self._inside - since
         return since >= self._between - self._before and not unknown
 
     def rollback(self) -> None:
         """Put ``extra`` objects and hyperparameters back as the last finished step left them."""
         self._put_objects({name: t.clone() for name, t in self._marked.items()})
+
+
+_UNKEPT = (
+    "the run can't be resumed: its steps depend on a tensor in a variable of the program's, of which record() warned "
+    "and that no checkpoint holds; train anew with record(..., extra={name: object}) for the object that it belongs to"
+)
 
 
 def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 
@@ -21,6 +22,7 @@ from vtrain.rounding.generic import container
 from vtrain.rounding.scale import Scale
 
 F32, F64 = torch.float32, torch.float64
+Seen: TypeAlias = Callable[[Any, tuple, dict, Any], None]
 _NO_OVERFLOW = 2.0**126  # of sums in float32, with room for their roundings
 
 
@@ -48,6 +50,7 @@ class Engine:
         chain: whether products and convolutions are canonical.
         wide_chain: whether their chains are accumulated in float64.
         canonical: whether other operations are, where there is a kernel for them.
+        seen: called with each operation that a program does, its operands and results; None for nobody.
         own: the generators of the step that is under way.
     """
 
@@ -68,6 +71,7 @@ class Engine:
         self.step = 0
         self.seq = 0
         self.scalars = 0
+        self.seen: Seen | None = None
         self.walk: list[int] = []
         self.names: dict[tuple, int] = {}
         self.sites: list[str] = []

@@ -15,7 +15,7 @@ import vtrain.engine.ops
 from vtrain.engine import foreach
 from vtrain.engine.aliases import shifted
 from vtrain.engine.callsite import unsupported
-from vtrain.engine.core import Engine
+from vtrain.engine.core import Engine, Seen
 from vtrain.engine.forms import Form, form_of, touches_no_tensor
 from vtrain.engine.optable import OpClass
 from vtrain.errors import UnsupportedOperation
@@ -45,12 +45,24 @@ class EngineMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         self._calls += 1
+        if self.engine.seen is not None:
+            return self._shown(self.engine.seen, func, types, args, kwargs or {})
         if types:
             return self._by_subclass(func, types, args, kwargs or {})
         runner = self._runners.get(func)
         if runner is None:
             runner = self._runners[func] = self._build(func)
         return runner(args, kwargs or {})
+
+    def _shown(self, seen: Seen, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        """An operation in front of somebody who wants to see it when it is done, and not what it is made of."""
+        self.engine.seen = None
+        try:
+            out = self.__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self.engine.seen = seen
+        seen(func, args, kwargs, out)
+        return out
 
     def _dispatch(self, func: Any, args: tuple, kwargs: dict) -> Any:
         return self.__torch_dispatch__(func, (), args, kwargs)

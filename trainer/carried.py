@@ -1,0 +1,118 @@
+"""State that a program carries from step to step and that no object of the run keeps (protocol §3).
+
+A second optimizer, an average of weights or a bank of features in a variable of the program's: a resumed run would
+begin it anew and go another way. So now and then two steps are watched. What the first one made or wrote, what is not
+kept, and what the second one reads is carried; where it reaches a parameter, a buffer or an optimizer's state, it
+matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+
+from vtrain.engine import attributes, state
+from vtrain.engine.beyond import Beyond
+from vtrain.engine.callsite import user_line
+from vtrain.engine.loop import Loop
+
+Tensor = torch.Tensor
+
+
+def _watched(step: int) -> bool:
+    """Steps 2 and 3, 10 and 11, 100 and 101, ...: caches are filled in the first one, and other things begin late."""
+    tens = str(step)
+    return step in (2, 3) or (step >= 10 and tens[0] == "1" and tens[1:-1].strip("0") == "" and tens[-1] in "01")
+
+
+def _key(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
+
+
+class Carried:
+    """Watches one recorded loop.
+
+    Args:
+        loop: whose steps.
+        beyond: what it keeps beside model and optimizer.
+    """
+
+    def __init__(self, loop: Loop, beyond: Beyond) -> None:
+        self._loop, self._beyond = loop, beyond
+        self._before: dict[int, StorageWeakRef] = {}
+        self._here: dict[int, StorageWeakRef] = {}
+        self._made: set[int] = set()
+        self._reached: dict[int, str] = {}
+
+    @contextlib.contextmanager
+    def watching(self, step: int) -> Iterator[None]:
+        """Around step ``step``: warn of what is carried into it."""
+        if not _watched(step):
+            self._before = {}
+            yield
+            return
+        kept = set(self._kept())
+        # Memory that was given back since may be somebody else's now.
+        self._before = {k: ref for k, ref in self._before.items() if not ref.expired() and k not in kept}
+        self._here, self._made, self._reached = {}, set(), {}
+        engine = self._loop.session.engine
+        engine.seen = self._see
+        try:
+            yield
+        finally:
+            engine.seen = None
+        kept |= set(self._kept())
+        places = sorted({where for key, where in self._reached.items() if key in kept})
+        if places:
+            self._beyond.unkept = True
+            warnings.warn(
+                f"step {step} depends on a tensor that an earlier step left in a variable of the program's "
+                f"(read at {', '.join(places[:3])}): a checkpoint does not hold it, so that this run can't be resumed; "
+                "give record(..., extra={name: object}) the optimizer, average or other object that it belongs to",
+                stacklevel=5,
+            )
+        self._before = self._here
+
+    def _kept(self) -> Iterable[int]:
+        files = state.collect(self._loop.model, self._loop.optimizer)
+        yield from (_key(t) for tensors in files.values() for t in tensors.values())
+        yield from (_key(t) for t in self._beyond.objects().values())
+        held = pytree.tree_leaves([value for _, value in attributes.values(self._loop.model)])
+        yield from (_key(t) for t in held if isinstance(t, Tensor))
+
+    def _see(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        where = ""
+        for t in operands:
+            key = _key(t)
+            where = where or self._reached.get(key, "")
+            if not where and key in self._before and key not in self._made:
+                where = user_line()
+        for t in (*_results(out), *_written(func, args, kwargs)):
+            key = _key(t)
+            self._made.add(key)
+            self._here[key] = StorageWeakRef(t.untyped_storage())
+            if where:
+                self._reached[key] = where
+
+
+def _results(out: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+
+
+def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    found = [
+        args[i] if i < len(args) else kwargs.get(a.name)
+        for i, a in enumerate(schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    ]
+    return _results(found)
