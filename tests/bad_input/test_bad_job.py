@@ -237,7 +237,7 @@ def test_program_changed_after_training(tmp_path: Path) -> None:
 
 
 DATA: dict[str, tuple[dict[str, Any], type[VtrainError], str]] = {
-    "unknown": ({"name": "imagenet"}, JobError, "'imagenet' is unknown; wanted one of digits, random-images"),
+    "unknown": ({"name": "imagenet"}, JobError, "'imagenet' is unknown; wanted digits, random-images"),
     "unknown key": ({"name": "random-images", "config": {"size": 3}}, JobError, "unknown key 'size'"),
     "empty": ({"name": "random-images", "config": {"n": 0}}, JobError, "n"),
     "wrong type": ({"name": "random-images", "config": {"n": "many"}}, JobError, "n"),
