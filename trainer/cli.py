@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vtrain.console import RunPath, download_option, max_download, profile_option, progress
 from vtrain.store.address import Url
+
+if TYPE_CHECKING:
+    from vtrain.engine.loop import StepEnd
 
 _file = click.Path(path_type=Path)
 
@@ -35,7 +39,7 @@ def train(job: Path, out: Path | Url, key: Path | None, rehearse: bool) -> None:
 
     parsed = load(job)
     signer, folder = trainer_key(key), job.resolve().parent
-    with publishing(out, say=_say) as (path, publish), progress("training", parsed.train.steps) as update:
+    with publishing(out, say=_say) as (path, publish), progress("training", parsed.train.steps, tenths=True) as update:
         run(parsed, folder, path, signer, lambda done: update(done.step, _note(done.values)), publish, rehearse)
     click.echo(f"trained {parsed.train.steps} steps: {out}")
 
@@ -59,8 +63,12 @@ def resume(run: Path | Url, program_dir: Path, key: Path | None) -> None:
 
     signer = trainer_key(key)
     going_on = publishing(run, resume=True, max_download=max_download(), say=_say)
-    with going_on as (path, publish), progress("training", None) as update:
-        go_on(path, program_dir, signer, lambda done: update(done.step, _note(done.values)), publish)
+    with going_on as (path, publish), progress("training", tenths=True) as update:
+
+        def on_step(done: StepEnd) -> None:
+            update(done.step, _note(done.values))
+
+        go_on(path, program_dir, signer, on_step, publish, lambda steps: update(0, "", steps))
     click.echo(f"finished: {run}")
 
 

@@ -14,6 +14,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trainer.keeper import Keeper
 from trainer.keys import trainer_key
 from vtrain.engine import state
+from vtrain.engine.arguments import (
+    check_function,
+    check_model,
+    check_optimizer,
+    check_path,
+    check_policy,
+    check_private_key,
+    check_seed,
+    check_truth,
+)
 from vtrain.engine.loop import Loop, Model, OpenRun, Optimizer, StepEnd
 from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.optable import table_digest
@@ -68,6 +78,14 @@ class record:
         extra: Mapping[str, Any] | None = None,
         on_step: Callable[[StepEnd], None] | None = None,
     ) -> None:
+        check_path(path)
+        check_model(model)
+        check_optimizer(optimizer)
+        check_policy(policy)
+        check_seed(seed)
+        check_private_key(key)
+        check_truth("resume", resume)
+        check_function("on_step", on_step)
         self._path = Path(path)
         self._model, self._optimizer = model, optimizer
         self._policy = policy or Policy()

@@ -16,7 +16,7 @@ from vtrain.errors import UsageError
 from vtrain.job import MAX_BYTES, Job, job_digest, parse_canonical
 from vtrain.kernels import scalars
 from vtrain.store import canonical
-from vtrain.store.layout import Layout, safe_open
+from vtrain.store.layout import Layout, require_run, safe_open
 from vtrain.store.writer import RunWriter, create
 
 OnStep = Callable[[StepEnd], None]
@@ -59,15 +59,20 @@ def train(
 
 
 @scalars.held()
-def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere) -> None:
+def resume(
+    out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
+    on_plan: Callable[[int], None] = lambda steps: None,
+) -> None:  # fmt: skip
     """Go on with a run from its last complete checkpoint; the result is bit for bit that of an uninterrupted one.
 
     Args:
         out, directory, key, on_step, publish: as :func:`train`.
+        on_plan: hears how many steps the job has.
 
     Raises:
         UsageError: there is no run, or it is somebody's own loop.
     """
+    require_run(out)
     layout = Layout(out)
     if not layout.job.is_file():
         raise UsageError(f"{out}: no run to resume")
@@ -76,6 +81,7 @@ def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, 
     job = _reread(data)
     if layout.attestation.exists():
         return  # finished
+    on_plan(job.train.steps)
     task = Task(job, directory)
     writer = RunWriter(layout, data, job_digest(data), key)
     writer.on_acknowledged = publish

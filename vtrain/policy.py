@@ -66,7 +66,9 @@ class Policy(Frozen):
     calibration: dict[str, str] = Field(default_factory=dict)
     scalar_ulps: int = 4
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *positional: Any, **values: Any) -> None:
+        if positional:
+            raise JobError(f"policy: {positional[0]!r} without a key; want keys, such as Policy(matmul='chain')")
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -327,7 +327,7 @@ def test_written_by_another_process(run: Path) -> None:
 
 @pytest.mark.parametrize("make", [lambda p: p / "nothing", lambda p: p])
 def test_resume_nothing(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    with pytest.raises(UsageError, match="no run to resume"):
+    with pytest.raises(UsageError, match="no such run"):
         resume(make(tmp_path), tmp_path, KEY, silent)
     assert os.listdir(tmp_path) == []
 

@@ -136,7 +136,11 @@ def test_samples_without_a_digest_need_a_collate_function(tmp_path: Path) -> Non
 
 
 WRONG = {
-    "unequal lengths": ("[torch.ones(4 + i) for i in range(8)]", BatchError, "samples .* make no batch: .*a sample must"),
+    "unequal lengths": (
+        "[torch.ones(4 + i) for i in range(8)]",
+        BatchError,
+        "samples .* make no batch: .*a sample must",
+    ),
     "unequal keys": ("[{'x': 1, str(i): 2} for i in range(8)]", BatchError, "samples .* make no batch: KeyError"),
     "unequal tuples": ("[(1,) * (i + 1) for i in range(8)]", BatchError, "samples .* make no batch"),
     "None": ("[None] * 8", BatchError, "samples .* make no batch: TypeError: .*NoneType"),

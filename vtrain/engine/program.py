@@ -76,7 +76,10 @@ def _place(entry: str, directory: Path) -> _Place:
     if place.endswith(".py"):
         path = directory / place
         if not path.is_file():
-            raise ProgramError(f"program {entry!r}: no file {path}")
+            raise ProgramError(
+                f"program {entry!r}: no file {path}; a program's path is relative to the job file's folder when it is "
+                "trained, and to --program-dir of `vtrain resume`, `vtrain audit` and `vtrain dispute`"
+            )
         if "." in path.stem:
             raise ProgramError(f"program {entry!r}: {path.name} can't be a module's name; want no further dots in it")
         return _Place(path.parent, path)
