@@ -171,7 +171,7 @@ def _replay(
             if done[-1].difference is not None:
                 break
     _judge(verdict, done)
-    kind = bench.job.policy.parsed_threshold.kind
+    kind = evidence.promise
     if not verdict.verified and request.party is None and kind != "certified":
         verdict.notes.append(_NOT_JUDGED.format(kind=kind))
 

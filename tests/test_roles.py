@@ -55,9 +55,8 @@ assert [m.MINE for m in (auditor, auditor.replaying, auditor.evidence)] == ["my 
 
 
 def ran(folder: Path, name: str = "script.py") -> str:
-    done = subprocess.run(
-        [sys.executable, name], cwd=folder, capture_output=True, text=True, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"}
-    )  # fmt: skip
+    env = {"HOME": str(folder), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, name], cwd=folder, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

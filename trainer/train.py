@@ -30,7 +30,7 @@ def _nowhere() -> None:
 @scalars.held()
 def train(
     job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
-    rehearse: bool = False,
+    rehearse: bool = False, say: Callable[[str], None] = lambda text: None,
 ) -> None:  # fmt: skip
     """Train a job into a new run.
 
@@ -42,6 +42,7 @@ def train(
         on_step: hears of every step.
         publish: called when a checkpoint, or in the end the statement, is durable.
         rehearse: try each checkpoint (``Rehearsals``), and not only the first.
+        say: hears in the end what would have been cheaper.
 
     Raises:
         StateError: training depends on what a checkpoint does not hold; what was written before stays.
@@ -52,7 +53,7 @@ def train(
     writer = create(out, data, job_digest(data), key)
     writer.on_acknowledged = publish
     try:
-        _run(task, writer, on_step, rehearse)
+        _run(task, writer, on_step, rehearse, say)
     except Exception:
         writer.remove_if_empty()
         raise
@@ -96,7 +97,10 @@ def _reread(data: bytes) -> Job:
     return job
 
 
-def _run(task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False) -> None:
+def _run(
+    task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:  # fmt: skip
     job = task.job
     try:
         writer.identify(None)
@@ -113,5 +117,7 @@ def _run(task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False)
             task.run_step(loop, step)
             rehearsals.after(step)
         keeper.finish(loop.files)
+        if keeper.size.note:
+            say(keeper.size.note)
     finally:
         writer.close()

@@ -21,7 +21,11 @@ from vtrain.errors import StorageError, UnsupportedError, VtrainError
 # command -> (module, attribute, help): listing them imports none.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "audit": ("auditor.cli", "audit", "Replay a run and give a verdict."),
-    "calibrate": ("trainer.cli", "calibrate", "Measure adaptive thresholds for a job on this machine."),
+    "calibrate": (
+        "trainer.cli",
+        "calibrate",
+        "Say what each policy costs for a job on this machine; measure adaptive thresholds.",
+    ),
     "demo": ("vtrain.demo.cli", "demo", "Train, audit, tamper and audit again, in a few minutes."),
     "dispute": ("auditor.dispute.cli", "dispute", "Narrow a difference down to one operation, and judge it."),
     "doctor": ("vtrain.doctor", "doctor", "Say what this machine is and whether it keeps the contract."),
@@ -58,8 +62,8 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 verified or done, 1 refuted, 2 usage error, 3 malformed run or failing disk, 4 unsupported here, "
-    "70 a defect of vtrain, 130 interrupted.",
+    epilog="Exit codes: 0 verified or done, 1 refuted, 2 usage error, 3 malformed run or failing disk, "
+    "4 unsupported here, 70 a defect of vtrain, 130 interrupted.",
 )
 @click.version_option(package_name="vtrain")
 def group() -> None:
@@ -75,7 +79,7 @@ def group() -> None:
 def main() -> NoReturn:
     """Run the command line; turns errors into their exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         with safe_environment():
             code = group.main(standalone_mode=False)
@@ -110,7 +114,7 @@ def _fail(text: str, code: int, told: bool = False) -> NoReturn:
     sys.exit(code)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: object) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """A line as an error has one; Python's own form shows a line of ours."""
     click.echo(f"warning: {printable(str(message))}", err=True)
 

@@ -122,7 +122,9 @@ def progress(label: str, total: int | None = None, tenths: bool = False) -> Iter
         task = bar.add_task(label, total=total, note="")
 
         def update(done: int, note: str = "", total: int | None = None) -> None:
-            bar.update(task, completed=done, note=note, **({} if total is None else {"total": total}))
+            if total is not None:
+                bar.update(task, total=total)
+            bar.update(task, completed=done, note=note)
 
         yield update
 

@@ -157,7 +157,7 @@ def _only_certified(evidence: Evidence, found: Difference | None) -> None:
     """Without its trainer, a run is only held to what certified thresholds promise."""
     from auditor.dispute.difference import NOT_COMMITTED
 
-    kind = evidence.job.policy.parsed_threshold.kind
+    kind = evidence.promise
     if found is not None and found.operation == NOT_COMMITTED and kind != "certified":
         raise UnsupportedError(
             f"step {found.step}: the run can't be done again here from its log, whose thresholds are {kind}: its own "

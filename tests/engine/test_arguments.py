@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind at the Python interface: an error of ours that says what to write, nothing on the disk."""
+"""Arguments of the wrong kind at the Python interface: an error that says what to write, and nothing written."""
 
 from __future__ import annotations
 

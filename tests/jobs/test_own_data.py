@@ -179,7 +179,7 @@ def test_the_auditors_data_is_another(tmp_path: Path) -> None:
     trained(tmp_path, data)
     assert audited(tmp_path).verified
     (tmp_path / "data.txt").write_text("2")
-    with pytest.raises(UnsupportedError, match="data set is vtrain-data-v1-sha256:.* here") as caught:
+    with pytest.raises(UnsupportedError, match=r"data set is vtrain-data-v1-sha256:.* here") as caught:
         audited(tmp_path)
     assert caught.value.exit_code == 4
 

@@ -29,7 +29,7 @@ def check_path(path: Any) -> None:
         raise UsageError(f"path is {_name(path)}; want the run's directory, as a text or a pathlib.Path")
     if isinstance(path, str) and isinstance(place(path), Url):
         raise UsageError(
-            f"path is {place(path)}; a loop's run is a directory of this machine (`vtrain train --out` writes to stores)"
+            f"path is {place(path)}; a loop's run is a directory here (`vtrain train --out` writes to stores)"
         )
 
 

@@ -24,8 +24,8 @@ from vtrain.errors import BatchError
 MOST_SAMPLES, MOST_BYTES = 200_000, 1 << 30
 
 WANTED = (
-    "a sample must be a tensor, an array, a number or a text, or a dict, tuple or list of these, with the same keys and "
-    "shapes in every sample; else give vtrain.Program(collate=...), a function that makes a batch of a list of samples"
+    "a sample must be a tensor, an array, a number or a text, or a dict, tuple or list of these, with the same keys "
+    "and shapes in every sample; else give vtrain.Program(collate=...), a function that makes a batch of a list of samples"
 )
 
 
@@ -99,7 +99,7 @@ def _first_bytes(data: Any) -> int:
 
 def _not_bound(why: str) -> None:
     warnings.warn(
-        f"the program's data set has no digest in the job: {why}. Each batch is committed to all the same, but a client "
-        "can't pin the whole",
+        f"the program's data set has no digest in the job: {why}. Each batch is committed to all the same, but a "
+        "client can't pin the whole",
         stacklevel=2,
     )

@@ -103,8 +103,8 @@ class Task:
             raise ProgramError(f"{what} it gives none; want vtrain.Program(model, loss, data)")
         if not is_map(self.data):
             raise ProgramError(
-                f"{what} its data is a {type(self.data).__name__}; want a list or another map from 0..len-1 to samples, "
-                "with __len__ and __getitem__"
+                f"{what} its data is a {type(self.data).__name__}; want a list or another map from 0..len-1 to "
+                "samples, with __len__ and __getitem__"
             )
         with program_errors(self.job.program):
             size = len(self.data)
@@ -169,23 +169,33 @@ class Task:
         for group in optimizer.param_groups:
             group["lr"] = rate
         with loop.step(batch, indices=indices):
-            total: torch.Tensor | None = None
-            for part in _split(batch, train.accumulate):
-                with self._autocast(device), program_errors(self.job.program):
-                    loss = self.program.loss(model, moved(part, device))
-                self._check_loss(loss)
-                if train.accumulate > 1:
-                    loss = loss / train.accumulate
-                with program_errors(self.job.program):
-                    loss.backward()
-                total = loss.detach() if total is None else total + loss.detach()
-            if train.clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            assert total is not None
-            loop.metric(loss=total)
+            loop.metric(loss=self._optimize(model, optimizer, batch, device))
             self.code.check()
+
+    def plain_step(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The same step outside of any run, as PyTorch does it: what recording is compared with."""
+        self._optimize(model, optimizer, self.batch(step)[0], next(model.parameters()).device)
+
+    def _optimize(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, device: torch.device
+    ) -> torch.Tensor:
+        """Gradients of a batch, and a step of the optimizer; the loss."""
+        train, total = self.job.train, None
+        for part in _split(batch, train.accumulate):
+            with self._autocast(device), program_errors(self.job.program):
+                loss = self.program.loss(model, moved(part, device))
+            self._check_loss(loss)
+            if train.accumulate > 1:
+                loss = loss / train.accumulate
+            with program_errors(self.job.program):
+                loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert total is not None
+        return total
 
     def _check_loss(self, loss: Any) -> None:
         what = f"program {self.job.program.entry!r}: its loss"
