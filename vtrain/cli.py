@@ -79,7 +79,7 @@ def group() -> None:
 def main() -> NoReturn:
     """Run the command line; turns errors into their exit codes."""
     signal.signal(signal.SIGTERM, _terminated)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     try:
         with safe_environment():
             code = group.main(standalone_mode=False)

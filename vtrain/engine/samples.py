@@ -25,7 +25,7 @@ MOST_SAMPLES, MOST_BYTES = 200_000, 1 << 30
 
 WANTED = (
     "a sample must be a tensor, an array, a number or a text, or a dict, tuple or list of these, with the same keys "
-    "and shapes in every sample; else give vtrain.Program(collate=...), a function that makes a batch of a list of samples"
+    "and shapes in every sample; else give vtrain.Program(collate=...), which makes a batch of a list of samples"
 )
 
 
