@@ -41,6 +41,7 @@ from vtrain.errors import JobError, Refuted, UsageError
 from vtrain.job import Job, job_digest
 from vtrain.store import canonical
 from vtrain.store.atomic import storage_errors
+from vtrain.store.objects import inside
 
 __all__ = ["Found", "Request", "Segment", "audit", "chosen", "sample", "segments"]
 
@@ -101,7 +102,7 @@ class Request:
         given = [name for name, value in {**ways, "confidence": self.confidence}.items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other: each says which segments to replay")
-        if self.progress is not None and self.run.resolve() in self.progress.resolve().parents:
+        if self.progress is not None and inside(self.progress, self.run):
             raise UsageError(f"{self.progress}: is inside the run, which an audit never modifies")
 
 
@@ -172,7 +173,7 @@ def _replay(
     _judge(verdict, done)
     if bench.job.data.name == "program":
         verdict.doubt_data()
-    kind = bench.job.policy.parsed_threshold.kind
+    kind = evidence.promise
     if not verdict.verified and request.party is None and kind != "certified":
         verdict.notes.append(_NOT_JUDGED.format(kind=kind))
 

@@ -11,6 +11,7 @@ import click
 
 from vtrain.console import (
     RunPath,
+    check_output,
     download_option,
     fetched,
     print_json,
@@ -104,6 +105,8 @@ def audit(
     folder = program_dir or (job.resolve().parent if job is not None else None)
     for written in (verdict, how["kept"], how["records"]):
         _outside(run, written)
+    for file in (verdict, how["kept"]):
+        check_output(file)
     request["party"] = _party(how, signer)
     wanted, expected = None if job is None else load(job), _public(trainer_key)
     found = _replayed(Request(fetched(run), folder, wanted, expected, **request))
@@ -161,19 +164,15 @@ def _replayed(request: Request) -> Verdict:
     """The audit, with a bar."""
     from auditor.audit import audit as replay
 
-    done = planned = 0
-    with progress("auditing", None) as update:
+    done = 0
+    with progress("auditing", tenths=True) as update:
 
         def on_step(step: int) -> None:
             nonlocal done
             done += 1
-            update(done, f"of {planned}, step {step}")
+            update(done, f"step {step}")
 
-        def on_plan(count: int) -> None:
-            nonlocal planned
-            planned = count
-
-        return replay(request, on_step, on_plan)
+        return replay(request, on_step, lambda steps: update(0, "", steps))
 
 
 def _outside(run: Path | Url, verdict: Path | Url | None) -> None:
@@ -219,8 +218,8 @@ def verify(
         from vtrain.commit import keys
 
         judged = partial(check_verdict, verdict, keys.load_public(auditor_key), nonce=nonce)
-    with progress("verifying", None) as update:
-        checks = check(path, _public(trainer_key), lambda step, last: update(step, f"of {last}"), head, judged)
+    with progress("verifying") as update:
+        checks = check(path, _public(trainer_key), lambda step, last: update(step, "", last), head, judged)
     if as_json:
         print_json({"result": "well-formed", "checks": {c.name: c.found for c in checks}})
         return

@@ -66,6 +66,7 @@ MAX_ATTESTATION_BYTES = 1 << 20
 # A step has far fewer host scalars than sites; this only bounds memory.
 _MAX_SCALARS = 1 << 20
 _SITE = re.compile(r"[ -~]{1,1000}")
+_NARROW = re.compile(r" (bfloat16|float16)\[", re.ASCII)  # a result in a 16-bit tensor
 _SHAPE = re.compile(r"[ -~]*\[((?:\d{1,15}(?:, \d{1,15}){0,63})?)\]", re.ASCII)
 _MAX_ELEMENTS = 2**48
 
@@ -191,6 +192,20 @@ class Evidence:
                 raise MalformedRunError(f"programs/{name}.json: not a list of sites")
             self._programs[name] = sites
         return self._programs[name]
+
+    @property
+    def promise(self) -> str:
+        """The kind of the run's thresholds; ``certified`` too where only float32 results of ``mixed`` ones were logged.
+
+        Raises:
+            MalformedRunError: as ``sites``.
+        """
+        kind = self.job.policy.parsed_threshold.kind
+        if kind != "mixed":
+            return kind
+        steps = {leaf.sites: leaf.step for leaf in self.leaves}.values()
+        narrow = any(_NARROW.search(site) and not is_canonical(site) for step in steps for site in self.sites(step))
+        return kind if narrow else "certified"
 
     def log(self, step: int) -> StepLog:
         """A step's rounding log, in memory: at most what the sites that the step commits to can take.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 from vtrain.errors import MalformedRunError, UsageError
@@ -11,7 +12,12 @@ from vtrain.job import ProgramSpec
 _BUILT_IN = "vtrain.programs."
 
 
-def check_program(spec: ProgramSpec, directory: Path | None, run: Path) -> None:
+# A command without --job has no other way out.
+FOLDER = "name a folder of yours that has these files with --program-dir"
+FOLDER_OR_JOB = f"{FOLDER}, or give the client's job with --job"
+
+
+def check_program(spec: ProgramSpec, directory: Path | None, run: Path, way_out: str = FOLDER_OR_JOB) -> None:
     """Check a program that only the run names, before any of it is imported.
 
     It must be a function of a module of ``vtrain.programs``, or a file that the auditor has below ``directory``, and
@@ -21,6 +27,7 @@ def check_program(spec: ProgramSpec, directory: Path | None, run: Path) -> None:
         spec: the program, hostile.
         directory: the auditor's folder of programs; None if there is none.
         run: the run directory.
+        way_out: what the caller can do.
 
     Raises:
         MalformedRunError: the run does not say which bytes the program has.
@@ -39,13 +46,13 @@ def check_program(spec: ProgramSpec, directory: Path | None, run: Path) -> None:
     if not allowed:
         raise UsageError(
             f"program {spec.entry[:200]!r}: the trainer chose it, and it is neither vtrain's own nor files below a "
-            "--program-dir of yours; give the client's job with --job"
+            f"folder of yours; {way_out}"
         )
 
 
 def _is_below(place: str, directory: Path, run: Path) -> bool:
-    folder, path = directory.resolve(), (directory / place).resolve()
-    return folder in path.parents and run.resolve() not in path.parents
+    folder, path, theirs = (Path(os.path.realpath(p)) for p in (directory, directory / place, run))
+    return folder in path.parents and theirs not in path.parents
 
 
 def _defines(place: str, function: str) -> bool:

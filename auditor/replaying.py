@@ -14,6 +14,7 @@ from auditor.replayer import Replayer
 from auditor.verdict import UNFINISHED, VERIFIED, Verdict, begin
 from vtrain.commit import keys
 from vtrain.engine import state
+from vtrain.engine.arguments import check_model, check_optimizer, check_path, check_public_key
 from vtrain.engine.backend import environment
 from vtrain.engine.beyond import Beyond
 from vtrain.engine.extra import Extra
@@ -24,6 +25,7 @@ from vtrain.engine.optable import table_digest
 from vtrain.errors import CheckpointError, IncompleteRunError, Refuted, UsageError, VersionError
 from vtrain.job import LoopJob
 from vtrain.kernels import scalars
+from vtrain.store.layout import require_run
 
 
 class Replaying(OpenRun):
@@ -61,7 +63,7 @@ class replay:
 
     Raises:
         MalformedRunError: (on entry) the run is incomplete or malformed.
-        UsageError: a bad argument.
+        UsageError: a bad argument, or no such run.
     """
 
     def __init__(
@@ -74,6 +76,10 @@ class replay:
         trainer_key: Ed25519PublicKey | str | os.PathLike[str] | None = None,
         initial: str = "own",
     ) -> None:
+        check_path(path)
+        check_model(model)
+        check_optimizer(optimizer)
+        check_public_key(trainer_key)
         if initial not in ("own", "run"):
             raise UsageError(f"initial is {initial!r}; want 'own' or 'run'")
         self._path, self._model, self._optimizer, self._initial = Path(path), model, optimizer, initial
@@ -90,6 +96,7 @@ class replay:
             raise
 
     def _open(self) -> Replaying:
+        require_run(self._path)
         evidence = open_run(self._path, self._key)  # type: ignore[arg-type]
         job = evidence.job
         if not isinstance(job, LoopJob):

@@ -26,6 +26,7 @@ from markupsafe import Markup
 import vtrain
 from auditor import charts, report_facts
 from auditor.evidence import Evidence, open_run
+from auditor.glossary import GLOSSARY
 from auditor.report_facts import decimal, number, ranges, some
 from auditor.shown import visible
 from auditor.verdict_file import VerdictFile, read_verdict
@@ -76,6 +77,7 @@ def render(
     return environment.get_template("report.html.j2").render(
         css=Markup(css),  # our own file
         policy=_policy(css),
+        glossary=GLOSSARY,
         version=vtrain.__version__,
         **_run(evidence, checks),
         **_verdict(evidence, verdict),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vtrain.console import RunPath, download_option, fetched, progress
+from vtrain.console import RunPath, check_output, download_option, fetched, progress
 from vtrain.errors import UsageError
 from vtrain.store.address import Url
 
@@ -39,9 +39,9 @@ def report(
 
     if inside(out, run):
         raise UsageError(f"{out}: is inside the run, which is never modified")
-
+    check_output(out)
     theirs, auditors = (None if k is None else keys.load_public(k) for k in (trainer_key, auditor_key))
-    with progress("reading", None) as update:
-        page = make_report(fetched(run), verdict, theirs, auditors, lambda step, last: update(step, f"of {last}"))
+    with progress("reading") as update:
+        page = make_report(fetched(run), verdict, theirs, auditors, lambda step, last: update(step, "", last))
     write_bytes(out, page.encode())
     click.echo(f"wrote {out}")

@@ -80,8 +80,8 @@ def verify(
         heads.check_consistent([*evidence.heads, head], evidence.tree)
         checks.append(Check("head seen", f"of {head.size} leaves, which are this run's first"))
     evidence.require_complete()
-    checks.append(Check("attestation", f"of {evidence.last_step} steps"))
-    checks.append(Check("programs", f"{_programs(evidence)} sequences of sites"))
+    checks.append(Check("attestation", f"of steps 0-{evidence.last_step}"))
+    checks.append(Check("programs", f"{_programs(evidence)} lists of sites"))
     checks.append(Check("log", f"{_logs(evidence, on_step):,} decisions"))
     checks.append(Check("checkpoints", f"{_checkpoints(evidence)} states"))
     if verdict is not None:

@@ -59,8 +59,20 @@ def test_imports_point_one_way(package: str) -> None:
     assert wrong == []
 
 
+# Names as texts, imported when they are asked for: the commands, and vtrain.record and vtrain.replay.
+BY_NAME = {"vtrain": "vtrain/__init__.py", "commands": "vtrain/cli.py"}
+
+
+def test_only_two_lists_name_the_roles() -> None:
+    named = re.compile(r"""["'](trainer|auditor)\.(?!key|pub)[a-z_.]+["']""")
+    vtrain = [path for path in SOURCES if begins(module_name(path), "vtrain")]
+    found = {path.relative_to(ROOT).as_posix() for path in vtrain if named.search(path.read_text(encoding="utf-8"))}
+    assert found == {*BY_NAME.values()}
+
+
 LIGHT = {
-    "vtrain": ("torch", "zarr", "cupy", "pydantic"),
+    "vtrain": ("torch", "zarr", "cupy", "pydantic", "trainer", "auditor"),
+    "vtrain.roles": ("torch", "zarr", "pydantic", "trainer", "auditor"),
     "vtrain.cli": ("torch", "zarr", "pydantic"),
     "vtrain.commit.merkle": ("torch", "zarr"),
     "vtrain.commit.heads": ("torch", "zarr"),

@@ -68,7 +68,9 @@ class Carried:
         finally:
             engine.seen = None
         kept |= set(self._kept())
-        places = sorted({where for key, where in self._reached.items() if key in kept})
+        places = sorted(
+            {where for key, where in self._reached.items() if key in kept and not self._here[key].expired()}
+        )
         if places:
             self._beyond.unkept = True
             warnings.warn(
@@ -100,6 +102,8 @@ class Carried:
             self._here[key] = StorageWeakRef(t.untyped_storage())
             if where:
                 self._reached[key] = where
+            else:
+                self._reached.pop(key, None)  # of memory that was given back
 
 
 def _results(out: Any) -> list[Tensor]:

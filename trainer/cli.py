@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vtrain.console import RunPath, download_option, max_download, profile_option, progress
+from vtrain.console import RunPath, download_option, max_download, print_table, profile_option, progress
+from vtrain.errors import UsageError
 from vtrain.store.address import Url
+
+if TYPE_CHECKING:
+    from vtrain.engine.loop import StepEnd
 
 _file = click.Path(path_type=Path)
 
@@ -34,10 +39,21 @@ def train(job: Path, out: Path | Url, key: Path | None, rehearse: bool) -> None:
     from vtrain.store.publish import publishing
 
     parsed = load(job)
-    signer, folder = trainer_key(key), job.resolve().parent
-    with publishing(out, say=_say) as (path, publish), progress("training", parsed.train.steps) as update:
-        run(parsed, folder, path, signer, lambda done: update(done.step, _note(done.values)), publish, rehearse)
+    signer, folder, notes = trainer_key(key), job.resolve().parent, list[str]()
+    with publishing(out, say=_say) as (path, publish), progress("training", parsed.train.steps, tenths=True) as update:
+        run(
+            parsed,
+            folder,
+            path,
+            signer,
+            lambda done: update(done.step, _note(done.values)),
+            publish,
+            rehearse,
+            notes.append,
+        )
     click.echo(f"trained {parsed.train.steps} steps: {out}")
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 @click.command()
@@ -59,27 +75,58 @@ def resume(run: Path | Url, program_dir: Path, key: Path | None) -> None:
 
     signer = trainer_key(key)
     going_on = publishing(run, resume=True, max_download=max_download(), say=_say)
-    with going_on as (path, publish), progress("training", None) as update:
-        go_on(path, program_dir, signer, lambda done: update(done.step, _note(done.values)), publish)
+    with going_on as (path, publish), progress("training", tenths=True) as update:
+
+        def on_step(done: StepEnd) -> None:
+            update(done.step, _note(done.values))
+
+        go_on(path, program_dir, signer, on_step, publish, lambda steps: update(0, "", steps))
     click.echo(f"finished: {run}")
 
 
 @click.command()
 @click.argument("job", type=_file)
-@click.option("--steps", type=click.IntRange(1, 1000), default=2, show_default=True, help="First steps to compare.")
+@click.option(
+    "--steps", type=click.IntRange(1, 1000), default=2, show_default=True, help="Steps to measure or compare."
+)
+@click.option("--write", is_flag=True, help="Write the cheapest policy into JOB.")
+@click.option("--thresholds", is_flag=True, help="Print adaptive thresholds for JOB instead of costs.")
 @profile_option
-def calibrate(job: Path, steps: int) -> None:
-    """Measure, for the job in JOB, how far instruction sets and thread counts make results differ.
+def calibrate(job: Path, steps: int, write: bool, thresholds: bool) -> None:
+    """Train the first steps of the job in JOB under each policy, and say what each costs on this machine.
 
-    Prints a TOML table for the job file: with it, adaptive thresholds are part of the job.
+    With --thresholds, measure how far instruction sets and thread counts make its results differ, and print a TOML
+    table for the job file: with it, adaptive thresholds are part of the job.
 
     \b
-    Example:
-      vtrain calibrate job.toml >> job.toml
+    Examples:
+      vtrain calibrate job.toml
+      vtrain calibrate job.toml --write
+      vtrain calibrate job.toml --thresholds >> job.toml
     """
+    if write and thresholds:
+        raise UsageError("--write writes a policy, and --thresholds prints a table: want one of them")
+    if thresholds:
+        _print_thresholds(job, steps)
+        return
+    from trainer import costs
+    from vtrain.job import load
+
+    found = costs.measure_costs(load(job), job.resolve().parent, steps, lambda text: _say(f"measuring {text}"))
+    click.echo(f"a step on {costs.threads()}; bytes of log before compression")
+    print_table([("policy", False), ("seconds", True), ("times plain", True), ("log", True)], costs.table(found))
+    chosen = costs.choice(found)
+    if write:
+        costs.write_choice(job, chosen.policy)
+        click.echo(f"wrote into {job}: {chosen.name}")
+    else:
+        click.echo(f"cheapest: {chosen.name}; --write writes it into {job}")
+
+
+def _print_thresholds(job: Path, steps: int) -> None:
     from trainer.measure import measure
 
-    found = measure(job, steps, lambda text: click.echo(text, err=True))
+    found = measure(job, steps, _say)
     click.echo("[policy.calibration]")
     for name, value in found.items():
         click.echo(f'"{name}" = "{value.hex()}"')

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trainer.calibrate import Calibration
+from trainer.logsize import LogSize
 from trainer.recorder import Recorder
 from vtrain.commit.digest import files_digest
 from vtrain.commit.leaf import Leaf
@@ -53,6 +54,7 @@ class Keeper:
         resume: gives what a checkpoint holds beyond model and optimizer, for the trainer alone; named tensors.
         on_initial: called with the state digest of step 0 before anything of it is signed.
         on_step: called after each step with its values, for progress bars.
+        size: how much was logged.
     """
 
     def __init__(self, policy: Policy, writer: RunWriter, checkpoint_every: int, *, waits: bool = False) -> None:
@@ -61,6 +63,7 @@ class Keeper:
         self._every = checkpoint_every
         self._waits = waits
         self._recorder = Recorder(policy)
+        self.size = LogSize(policy)
         self._pending: _Pending | None = None
         self._trained = -1  # number of the last step that was no evaluation, these not counted
         self._carried = False
@@ -92,12 +95,14 @@ class Keeper:
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """Commit to the step; a checkpoint where one is due."""
         calibration: dict[str, str] = {}
+        calibrating, settled = self._recorder.calibration is not None, self._recorder.values
         if self._recorder.calibration is not None:
             seen = self._recorder.calibration.seen()
             calibration = {key: value.hex() for key, value in seen.items()}
             if done.step >= self._policy.calibration_steps:
                 self._recorder.calibrated(seen)
         log = self._recorder.take()
+        self.size.add(done.step, log, settled, calibrating)
         leaf = Leaf(done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration)
         values = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
         evaluation = EVALUATION in done.batch

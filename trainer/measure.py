@@ -155,6 +155,7 @@ def measure(path: Path, steps: int, on_execution: Callable[[str], None]) -> dict
     Raises:
         BackendError: an execution failed; says what it printed.
     """
+    load(path)  # an error of the job's is told as one
     total = Calibration()
     with tempfile.TemporaryDirectory(prefix="vtrain-calibrate-") as folder:
         cores = os.cpu_count() or 1

@@ -14,7 +14,7 @@ from vtrain.kernels import canonical
 from vtrain.policy import Policy
 from vtrain.rounding import generic
 from vtrain.rounding.scale import Scale
-from vtrain.rounding.threshold import Threshold
+from vtrain.rounding.threshold import ADAPTING, Threshold
 from vtrain.store.steplog import SITE_COLUMNS, StepLog
 
 
@@ -32,18 +32,20 @@ class Recorder:
 
     Attributes:
         calibration: what adaptive thresholds are being made of; None once they are, and under other policies.
+        values: settled since the last ``take``.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.threshold = policy.parsed_threshold
         self.calibration: Calibration | None = None
-        if self.threshold.kind == "adaptive":
+        if self.threshold.kind in ADAPTING:
             if policy.calibration:
                 self.calibrated(policy.differences)
             else:
                 self.calibration = Calibration()
         self._sink = kernels.Sink(kernels.ENCODINGS[policy.encoding])
         self._scalars: list[float] = []
+        self.values = 0
 
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         """Round y and log the elements in doubt."""
@@ -51,9 +53,10 @@ class Recorder:
             return round_result(y, site.fmt, site.signed)
         s = scale()
         compute = str(y.dtype).removeprefix("torch.")
-        width = self.threshold.width(s.kind, s.length, s.kappa, compute)
+        width = self.threshold.width(s.kind, s.length, s.kappa, compute, site.fmt.container)
         assert width is not None
-        if self.calibration is not None and vary is not None:
+        self.values += y.numel()
+        if self.calibration is not None and vary is not None and self.threshold.adapts(site.fmt.container):
             # y may live in scratch memory that `vary` uses too
             y = y.clone()
             self.calibration.observe(s, y, vary())
@@ -88,7 +91,7 @@ class Recorder:
         """The finished step's log; recording starts anew."""
         sites, gaps, codes, values = self._sink.take()
         scalars = np.array(self._scalars, dtype="<f8").view("<u8")
-        self._scalars = []
+        self._scalars, self.values = [], 0
         return StepLog(
             sites=np.frombuffer(sites, "<u8").reshape(-1, SITE_COLUMNS),
             gaps=np.frombuffer(gaps, np.uint8),
@@ -99,5 +102,5 @@ class Recorder:
 
     def calibrated(self, differences: dict[str, float]) -> None:
         """Use calibrated thresholds from the next step on."""
-        self.threshold = Threshold("adaptive", table=thresholds(differences))
+        self.threshold = Threshold(self.threshold.kind, table=thresholds(differences))
         self.calibration = None

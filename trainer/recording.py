@@ -16,6 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trainer.carried import Carried
 from trainer.keeper import Keeper
 from trainer.keys import trainer_key
+from vtrain.engine.arguments import (
+    check_function,
+    check_model,
+    check_optimizer,
+    check_path,
+    check_policy,
+    check_private_key,
+    check_seed,
+    check_truth,
+)
 from vtrain.engine.beyond import Beyond
 from vtrain.engine.extra import Extra
 from vtrain.engine.loop import Loop, Model, Optimizer, StepEnd
@@ -93,6 +103,14 @@ class record:
         extra: Extra = None,
         on_step: Callable[[StepEnd], None] | None = None,
     ) -> None:
+        check_path(path)
+        check_model(model)
+        check_optimizer(optimizer)
+        check_policy(policy)
+        check_seed(seed)
+        check_private_key(key)
+        check_truth("resume", resume)
+        check_function("on_step", on_step)
         self._path = Path(path)
         self._model, self._optimizer = model, optimizer
         self._policy = policy or Policy()

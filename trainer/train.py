@@ -15,7 +15,7 @@ from vtrain.errors import UsageError
 from vtrain.job import MAX_BYTES, Job, job_digest, parse_canonical
 from vtrain.kernels import scalars
 from vtrain.store import canonical
-from vtrain.store.layout import Layout, safe_open
+from vtrain.store.layout import Layout, require_run, safe_open
 from vtrain.store.writer import RunWriter, create
 
 OnStep = Callable[[StepEnd], None]
@@ -29,7 +29,7 @@ def _nowhere() -> None:
 @scalars.held()
 def train(
     job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
-    rehearse: bool = False,
+    rehearse: bool = False, say: Callable[[str], None] = lambda text: None,
 ) -> None:  # fmt: skip
     """Train a job into a new run.
 
@@ -41,6 +41,7 @@ def train(
         on_step: hears of every step.
         publish: called when a checkpoint, or in the end the statement, is durable.
         rehearse: try each checkpoint (``Rehearsals``), and not only the first.
+        say: hears in the end what would have been cheaper.
 
     Raises:
         StateError: training depends on what a checkpoint does not hold; what was written before stays.
@@ -51,22 +52,27 @@ def train(
     writer = create(out, data, job_digest(data), key)
     writer.on_acknowledged = publish
     try:
-        _run(task, writer, on_step, rehearse)
+        _run(task, writer, on_step, rehearse, say)
     except Exception:
         writer.remove_if_empty()
         raise
 
 
 @scalars.held()
-def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere) -> None:
+def resume(
+    out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
+    on_plan: Callable[[int], None] = lambda steps: None,
+) -> None:  # fmt: skip
     """Go on with a run from its last complete checkpoint; the result is bit for bit that of an uninterrupted one.
 
     Args:
         out, directory, key, on_step, publish: as :func:`train`.
+        on_plan: hears how many steps the job has.
 
     Raises:
         UsageError: there is no run, or it is somebody's own loop.
     """
+    require_run(out)
     layout = Layout(out)
     if not layout.job.is_file():
         raise UsageError(f"{out}: no run to resume")
@@ -75,6 +81,7 @@ def resume(out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, 
     job = _reread(data)
     if layout.attestation.exists():
         return  # finished
+    on_plan(job.train.steps)
     task = Task(job, directory)
     writer = RunWriter(layout, data, job_digest(data), key)
     writer.on_acknowledged = publish
@@ -89,7 +96,10 @@ def _reread(data: bytes) -> Job:
     return job
 
 
-def _run(task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False) -> None:
+def _run(
+    task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:  # fmt: skip
     job = task.job
     try:
         writer.identify(None)
@@ -105,5 +115,7 @@ def _run(task: Task, writer: RunWriter, on_step: OnStep, rehearse: bool = False)
             task.run_step(loop, step)
             rehearsals.after(step)
         keeper.finish()
+        if keeper.size.note:
+            say(keeper.size.note)
     finally:
         writer.close()

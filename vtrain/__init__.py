@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from vtrain.policy import Policy
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "Program", "Refuted", "UnsupportedOperation", "VtrainError", "__version__", "seeded"]
+__all__ = [
+    "Policy", "Program", "Refuted", "UnsupportedOperation", "VtrainError", "__version__", "record", "replay", "seeded",
+]  # fmt: skip
 
 _HOME = {
     "Policy": "vtrain.policy",
@@ -21,6 +23,7 @@ _HOME = {
     "UnsupportedOperation": "vtrain.errors",
     "VtrainError": "vtrain.errors",
 }
+_ROLES = {"record": "trainer.recording", "replay": "auditor.replaying"}
 
 
 def __getattr__(name: str) -> "Any":
@@ -29,4 +32,8 @@ def __getattr__(name: str) -> "Any":
         import importlib
 
         return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _ROLES:
+        from vtrain import roles
+
+        return getattr(roles.load(_ROLES[name]), name)
     raise AttributeError(f"module 'vtrain' has no attribute {name!r}")

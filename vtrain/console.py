@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 from vtrain.children import replace
+from vtrain.errors import UsageError
 from vtrain.profiles import PROFILES, profile
 from vtrain.store.address import Url, place
 
@@ -46,6 +49,19 @@ class RunPath(click.ParamType):
         return click.Path().shell_complete(ctx, param, incomplete)
 
 
+def check_output(path: Path | Url | None) -> None:
+    """Refuse a file that can't be written, before anything that takes long is done for it.
+
+    Raises:
+        UsageError: it is a directory, or is to lie in what is none.
+    """
+    if isinstance(path, Path):
+        if path.is_dir():
+            raise UsageError(f"{path}: is a directory; want a file's name")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: there is no directory {path.parent}")
+
+
 _DOWNLOAD = "vtrain.max_download"
 
 
@@ -74,18 +90,29 @@ def fetched(run: Path | Url) -> Path:
     """The directory of a run: itself, or for a URL a private copy that is removed when the command ends.
 
     Raises:
+        UsageError: no such run.
         VtrainError: see ``vtrain.store.remote.local_copy``.
     """
+    from vtrain.store.layout import require_run
     from vtrain.store.remote import local_copy
 
+    if isinstance(run, Path):
+        require_run(run)
     return click.get_current_context().with_resource(local_copy(run, max_download()))
 
 
+class Update(Protocol):
+    """What a bar hears."""
+
+    def __call__(self, done: int, note: str = "", total: int | None = None) -> None:
+        """So much is done; what is to be said beside it; of how much, once that is known."""
+
+
 @contextlib.contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
-    """A bar on stderr where that is a terminal; yields ``update(done, note)``."""
+def progress(label: str, total: int | None = None, tenths: bool = False) -> Iterator[Update]:
+    """A bar on stderr, and where that is no terminal a line now and then (``Lines``)."""
     if not sys.stderr.isatty():
-        yield _silent
+        yield Lines(label, total, tenths)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -94,14 +121,54 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int, str], Non
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total, note="")
 
-        def update(done: int, note: str) -> None:
+        def update(done: int, note: str = "", total: int | None = None) -> None:
+            if total is not None:
+                bar.update(task, total=total)
             bar.update(task, completed=done, note=note)
 
         yield update
 
 
-def _silent(done: int, note: str) -> None:
-    """Nobody looks."""
+class Lines:
+    """Progress in a file, such as a batch job's log: ``auditing 12/25, step 11, 0:00:07 left``.
+
+    A line after every 30 s at least; of training and audits also at each tenth of the way, at most one a second, and
+    one at the end.
+
+    Args:
+        label: what is being done.
+        total: of how much; None until an update says so.
+        tenths: whether each tenth of the way is told.
+        clock: the time in seconds.
+    """
+
+    _LEAST, _MOST = 1.0, 30.0
+
+    def __init__(
+        self, label: str, total: int | None, tenths: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._label, self._total, self._told, self._clock = label, total, tenths, clock
+        self._begun = self._said = clock()
+        self._first: int | None = None  # what was done when the first update came: a resumed run begins in the middle
+        self._tenths = 0
+
+    def __call__(self, done: int, note: str = "", total: int | None = None) -> None:
+        """See ``Update``."""
+        self._total = self._total if total is None else total
+        if self._first is None and done:
+            self._first = done - 1
+        now, tenths = self._clock(), 10 * done // self._total if self._total else 0
+        further = self._told and tenths > self._tenths and now - self._said >= self._LEAST
+        if done and (further or now - self._said >= self._MOST or (self._told and done == self._total)):
+            self._said, self._tenths = now, tenths
+            parts = [f"{self._label} {done}/{self._total or '?'}", note, self._left(done, now)]
+            click.echo(", ".join(part for part in parts if part), err=True)
+
+    def _left(self, done: int, now: float) -> str:
+        if self._first is None or not self._total or not self._first < done < self._total:
+            return ""
+        seconds = (now - self._begun) / (done - self._first) * (self._total - done)
+        return f"{datetime.timedelta(seconds=round(seconds))} left"
 
 
 def print_table(columns: list[tuple[str, bool]], rows: list[list[str]]) -> None:

@@ -46,8 +46,9 @@ class Policy(Frozen):
             canonical, one chain of fused multiply-adds an element in float32; ``chain64``: the same in float64.
         other: how sums, functions and what is made of them are done: ``canonical`` where there is a canonical kernel
             (no log), or ``logged``.
-        threshold: ``certified``, ``adaptive``, ``statistical``, ``off``, or a number: tau itself. Default: certified
-            for float32, adaptive for 16-bit targets.
+        threshold: ``certified``, ``mixed``, ``adaptive``, ``statistical``, ``off``, or a number: tau itself. Default:
+            ``mixed`` for float32, certified for float32 tensors and adaptive for 16-bit ones, such as autocast's;
+            ``adaptive`` for 16-bit targets.
         encoding: how decisions are written: ``sparse``, ``ternary``, or ``auto``, the smaller one for each result.
         calibration_steps: first steps that calibrate adaptive thresholds (logged at the statistical width).
         calibration: largest differences by kind of operation, as hexadecimal floats: what ``vtrain calibrate`` measured
@@ -66,7 +67,9 @@ class Policy(Frozen):
     calibration: dict[str, str] = Field(default_factory=dict)
     scalar_ulps: int = 4
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *positional: Any, **values: Any) -> None:
+        if positional:
+            raise JobError(f"policy: {positional[0]!r} without a key; want keys, such as Policy(matmul='chain')")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -109,7 +112,7 @@ class Policy(Frozen):
     @property
     def parsed_threshold(self) -> Threshold:
         """The threshold, defaults filled in."""
-        default = "certified" if self.target == "float32" else "adaptive"
+        default = "mixed" if self.target == "float32" else "adaptive"
         return parse_threshold(default if self.threshold is None else self.threshold)
 
     @property

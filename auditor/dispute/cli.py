@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def dispute(
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from auditor.evidence import open_run
-    from auditor.programs import check_program
+    from auditor.programs import FOLDER, check_program
     from vtrain.commit import keys
     from vtrain.job import Job
 
@@ -81,7 +82,7 @@ def dispute(
         _answer(evidence, program_dir or Path(), signer, how.listen, out)
         return
     if isinstance(evidence.job, Job):  # what the run names is run here
-        check_program(evidence.job.program, program_dir, path)
+        check_program(evidence.job.program, program_dir, path, FOLDER)
     folder = program_dir or Path()
     first, last = _steps(steps) or (0, evidence.last_step)
     if not 0 <= first <= last <= evidence.last_step:
@@ -156,7 +157,7 @@ def _only_certified(evidence: Evidence, found: Difference | None) -> None:
     """Without its trainer, a run is only held to what certified thresholds promise."""
     from auditor.dispute.difference import NOT_COMMITTED
 
-    kind = evidence.job.policy.parsed_threshold.kind
+    kind = evidence.promise
     if found is not None and found.operation == NOT_COMMITTED and kind != "certified":
         raise UnsupportedError(
             f"step {found.step}: the run can't be done again here from its log, whose thresholds are {kind}: its own "
@@ -214,7 +215,9 @@ def referee(record: Path, trainer_key: Path | None, as_json: bool) -> None:
     from auditor.referee import judge
     from vtrain.store.layout import safe_open
 
-    with safe_open(record.resolve().parent, record.name, max_bytes=1 << 30) as handle:
+    if not os.path.lexists(record):
+        raise UsageError(f"{record}: no such record; `vtrain dispute --out` and `vtrain audit --records` write them")
+    with safe_open(Path(os.path.realpath(record.parent)), record.name, max_bytes=1 << 30) as handle:
         head = handle.read(16)
         data = head + handle.read()
     if head.startswith(b'{"body"'):

@@ -237,7 +237,7 @@ def test_program_changed_after_training(tmp_path: Path) -> None:
 
 
 DATA: dict[str, tuple[dict[str, Any], type[VtrainError], str]] = {
-    "unknown": ({"name": "imagenet"}, JobError, "'imagenet' is unknown; wanted one of digits, random-images"),
+    "unknown": ({"name": "imagenet"}, JobError, "'imagenet' is unknown; wanted digits, random-images"),
     "unknown key": ({"name": "random-images", "config": {"size": 3}}, JobError, "unknown key 'size'"),
     "empty": ({"name": "random-images", "config": {"n": 0}}, JobError, "n"),
     "wrong type": ({"name": "random-images", "config": {"n": "many"}}, JobError, "n"),
@@ -327,7 +327,7 @@ def test_written_by_another_process(run: Path) -> None:
 
 @pytest.mark.parametrize("make", [lambda p: p / "nothing", lambda p: p])
 def test_resume_nothing(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    with pytest.raises(UsageError, match="no run to resume"):
+    with pytest.raises(UsageError, match="no such run"):
         resume(make(tmp_path), tmp_path, KEY, silent)
     assert os.listdir(tmp_path) == []
 

@@ -146,7 +146,7 @@ def test_ctrl_c_leaves_a_run_to_resume(job_file: Path, key_file: Path, tmp_path:
 @pytest.mark.timeout(200)
 def test_calibrate_prints_a_table_for_the_job(job_file: Path, key_file: Path, tmp_path: Path) -> None:
     job_file.write_text(job_file.read_text() + '[policy]\ntarget = "bfloat16"\nthreshold = "adaptive"\n')
-    done = call("calibrate", job_file, "--steps", "1")
+    done = call("calibrate", job_file, "--thresholds", "--steps", "1")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "[policy.calibration]"

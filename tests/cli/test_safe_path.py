@@ -53,7 +53,7 @@ LIGHT = ["--help", "verify run", "inspect run", "report run --out page.html", "p
 COMMANDS = [
     "doctor --profile baseline", "audit run", "audit run --profile baseline --jobs 2 --threads 1",
     "train job.toml --out made --key mine.key --profile avx2", "dispute run --replay",
-    pytest.param("calibrate job.toml --steps 1", marks=pytest.mark.slow),
+    pytest.param("calibrate job.toml --thresholds --steps 1", marks=pytest.mark.slow),
     pytest.param("demo", marks=pytest.mark.slow),
 ]  # fmt: skip
 

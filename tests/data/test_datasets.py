@@ -119,7 +119,7 @@ def test_configuration_and_digest_go_together() -> None:
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("cifar", {}, "'cifar' is unknown; wanted one of digits, random-images, random-tokens, topics"),
+        ("cifar", {}, "'cifar' is unknown; wanted digits, random-images, random-tokens, topics, or 'program'"),
         ("topics", {"blok": 3}, "'topics': unknown key 'blok'; known are block, vocab"),
         ("digits", {"size": 3}, "'digits': unknown key 'size'; known are none"),
         ("topics", {"block": 0}, "block is 0"),

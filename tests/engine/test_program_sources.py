@@ -462,7 +462,7 @@ def test_listed_files_that_are_not_the_auditor_s(tmp_path: Path) -> None:
         ("x.py:f", "run/within.py"),
     ):
         directory = code if entry.startswith("program") else tmp_path
-        with pytest.raises(UsageError, match="give the client's job with --job"):
+        with pytest.raises(UsageError, match="--program-dir, or give the client's job with --job"):
             check_program(ProgramSpec(entry=entry, sha256="0" * 64, files={files: "0" * 64}), directory, run)
     with pytest.raises(MalformedRunError, match="is empty"):
         check_program(ProgramSpec(entry="program.py:make", sha256="0" * 64, files={"helpers.py": ""}), code, run)

@@ -98,7 +98,7 @@ def test_denied_missing_and_unreachable(
 
 
 def test_nothing_there(url: Url) -> None:
-    with pytest.raises(StorageError, match="nothing is there; expected a run"), local_copy(url):
+    with pytest.raises(UsageError, match="no such run: nothing is there"), local_copy(url):
         pytest.fail("let in")
 
 

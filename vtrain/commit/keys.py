@@ -69,10 +69,14 @@ def load_private(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
     Raises:
         KeyFileError: the file is missing, unreadable, too large, protected by a password or no Ed25519 private key.
     """
+    name = os.fspath(path)
+    pem = _read(path, f"make one with `vtrain keygen {name}`")
     try:
-        key = load_pem_private_key(_read(path), password=None)
+        key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as e:
-        raise KeyFileError(f"{os.fspath(path)} is no private key in PEM without password: {e}") from e
+        if b"PUBLIC KEY-----" in pem:
+            raise KeyFileError(f"{name} is a public key; want the private one that `vtrain keygen` made with it") from e
+        raise KeyFileError(f"{name} is no private key in PEM without password: {e}") from e
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{os.fspath(path)}: wanted an Ed25519 private key, found {type(key).__name__}")
     return key
@@ -93,10 +97,13 @@ def load_public(path_or_text: str | os.PathLike[str]) -> Ed25519PublicKey:
     if isinstance(path_or_text, str) and path_or_text.startswith("-----BEGIN"):
         name, pem = "the given text", path_or_text.encode("utf-8", "replace")
     else:
-        name, pem = os.fspath(path_or_text), _read(path_or_text)
+        name = os.fspath(path_or_text)
+        pem = _read(path_or_text, "`vtrain keygen PATH` writes a public key to PATH.pub; ask the key's owner for it")
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as e:
+        if b"PRIVATE KEY-----" in pem:
+            raise KeyFileError(f"{name} is a private key; want the public one beside it, {name}.pub") from e
         raise KeyFileError(f"{name} is no public key in PEM: {e}") from e
     if not isinstance(key, Ed25519PublicKey):
         raise KeyFileError(f"{name}: wanted an Ed25519 public key, found {type(key).__name__}")
@@ -176,10 +183,12 @@ def decode_base64(text: str) -> bytes:
     return data
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _read(path: str | os.PathLike[str], way_out: str) -> bytes:
     try:
         with Path(path).open("rb") as f:
             data = f.read(MAX_KEY_FILE_BYTES + 1)
+    except FileNotFoundError as e:
+        raise KeyFileError(f"can't read the key {os.fspath(path)!r}: no such file; {way_out}") from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
         raise KeyFileError(f"can't read the key {os.fspath(path)!r}: {e}") from e
     if len(data) > MAX_KEY_FILE_BYTES:

@@ -218,7 +218,8 @@ def load(name: str, **config: Any) -> Dataset:
     """
     factory = BUILTIN.get(name)
     if factory is None:
-        raise JobError(f"data set {name!r} is unknown; wanted one of {', '.join(sorted(BUILTIN))}")
+        built_in = ", ".join(sorted(BUILTIN))
+        raise JobError(f"data set {name!r} is unknown; wanted {built_in}, or 'program' for vtrain.Program(data=...)")
     known = list(inspect.signature(factory).parameters)
     unknown = sorted(set(config) - set(known))
     if unknown:

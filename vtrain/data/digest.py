@@ -199,6 +199,11 @@ def batch_digests(nest: object) -> dict[str, str]:
     return {name: leaf.hex() for name, (_, leaf) in _hashes(nest).items()}
 
 
+def nest_bytes(nest: object) -> int:
+    """Size of a sample's or batch's contents, in bytes; errors as ``batch_digests``."""
+    return sum(len(content) for _, _, content in _leaves(nest))
+
+
 def sample_digest(sample: object) -> bytes:
     """Digest of one sample, a nest as in ``batch_digests``: 32 bytes.
 

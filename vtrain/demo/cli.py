@@ -32,8 +32,8 @@ def demo(folder: Path | None) -> None:
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="vtrain-demo-") as made:
             sys.exit(_demo(Path(made)))
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder}: exists and is not empty")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists and is no empty directory")
     folder.mkdir(parents=True, exist_ok=True)
     sys.exit(_demo(folder))
 

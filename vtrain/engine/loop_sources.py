@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from vtrain.errors import StorageError
+from vtrain.roles import HOME
 from vtrain.store.identity import LoopFacts
 
-_OURS = {"vtrain", "trainer", "auditor"}  # whose operation table the job names, and whose version the statement
+# whose operation table the job names, and whose version the statement; a script may have a trainer.py of its own
+_OURS = tuple(Path(os.path.realpath(HOME / name)) for name in ("vtrain", "trainer", "auditor"))
 
 
 def loop_facts(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, state: str) -> LoopFacts:
@@ -56,9 +58,11 @@ def script_sources() -> dict[str, str]:
 
 
 def _imported_from(folder: Path) -> Iterator[Path]:
-    for name, module in list(sys.modules.items()):
-        path = None if name.partition(".")[0] in _OURS else _file_of(module)
-        if path is not None and path.is_relative_to(folder) and not _is_installed(path.parent) and path.is_file():
+    for module in list(sys.modules.values()):
+        path = _file_of(module)
+        if path is None or not path.is_relative_to(folder) or any(path.is_relative_to(ours) for ours in _OURS):
+            continue
+        if not _is_installed(path.parent) and path.is_file():
             yield path
 
 

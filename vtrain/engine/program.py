@@ -20,6 +20,7 @@ from typing import Any
 import rfc8785
 import torch
 
+from vtrain.engine.callsite import said
 from vtrain.engine.imports import Imports
 from vtrain.engine.sources import OURS, Sources
 from vtrain.errors import ProgramError, VtrainError
@@ -41,12 +42,15 @@ class Program:
     Attributes:
         model: the model to train; made here, its initial weights are part of what an audit repeats.
         loss: ``loss(model, batch)``, a scalar; ``model(**batch).loss`` by default.
-        data: a map from index to sample, for jobs whose data set is ``program``.
+        data: a map from index to sample, for jobs whose data set is ``program``; ``vtrain.engine.samples`` says what a
+            sample is. It must be the same at every look.
+        collate: makes a batch of a list of samples; torch's ``default_collate`` if it is None.
     """
 
     model: torch.nn.Module
     loss: Loss = default_loss
     data: Any = None
+    collate: Callable[[list[Any]], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,10 @@ def _place(entry: str, directory: Path) -> _Place:
     if place.endswith(".py"):
         path = directory / place
         if not path.is_file():
-            raise ProgramError(f"program {entry!r}: no file {path}")
+            raise ProgramError(
+                f"program {entry!r}: no file {path}; a program's path is relative to the job file's folder when it is "
+                "trained, and to --program-dir of `vtrain resume`, `vtrain audit` and `vtrain dispute`"
+            )
         if "." in path.stem:
             raise ProgramError(f"program {entry!r}: {path.name} can't be a module's name; want no further dots in it")
         return _Place(path.parent, path)
@@ -235,7 +242,7 @@ def _function(spec: ProgramSpec, load: Callable[[], ModuleType]) -> Callable[...
     except VtrainError:
         raise
     except (Exception, SystemExit) as error:  # the program's own error, whatever it is
-        raise ProgramError(f"program {spec.entry!r}: importing it failed: {type(error).__name__}: {error}") from error
+        raise ProgramError(f"program {spec.entry!r}: importing it failed: {said(error)}") from error
     entry = getattr(module, function, None)
     if not callable(entry):
         raise ProgramError(f"program {spec.entry!r}: {place} has no function {function!r}")
@@ -264,7 +271,7 @@ def program_errors(spec: ProgramSpec) -> Iterator[None]:
     except VtrainError:
         raise
     except (Exception, SystemExit) as error:
-        raise ProgramError(f"program {spec.entry!r}: {type(error).__name__}: {error}") from error
+        raise ProgramError(f"program {spec.entry!r}: {said(error)}") from error
 
 
 def build(spec: ProgramSpec, entry: Callable[..., Any]) -> Program:
@@ -280,4 +287,7 @@ def build(spec: ProgramSpec, entry: Callable[..., Any]) -> Program:
         raise ProgramError(
             f"program {spec.entry!r}: returned a {type(made).__name__}; want a module or a vtrain.Program"
         )
+    for name, value in (("loss", program.loss), ("collate", program.collate)):
+        if not callable(value) and (name, value) != ("collate", None):
+            raise ProgramError(f"program {spec.entry!r}: its {name} is a {type(value).__name__}; want a function")
     return program

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vtrain.data import batch_indices, dataset_digest, load
 from vtrain.engine.loop import Loop
 from vtrain.engine.optable import table_digest
-from vtrain.engine.program import Program, build, load_code, program_errors
+from vtrain.engine.program import Code, Program, build, load_code, program_errors
+from vtrain.engine.samples import collated, is_map, moved, own_digest
+from vtrain.engine.seeded import seeded
+from vtrain.engine.session import active_engine
 from vtrain.errors import JobError, ProgramError, UnsupportedError, VersionError
 from vtrain.job import Job, OptimizerSpec, ScheduleSpec
 from vtrain.kernels import scalars
 
-Batch = dict[str, torch.Tensor]
+Batch = Any
+OWN = "program"  # the data set that the program brings
 
 
 def schedule_factor(spec: ScheduleSpec, step: int, steps: int) -> float:
@@ -54,6 +56,7 @@ class Task:
     Args:
         job: the job; digests that it names are compared.
         directory: what a program's path is relative to.
+        code: the program, where it was imported already.
 
     Attributes:
         code: the program, imported.
@@ -67,10 +70,11 @@ class Task:
     program: Program
 
     @scalars.held()
-    def __init__(self, job: Job, directory: Path) -> None:
+    def __init__(self, job: Job, directory: Path, code: Code | None = None) -> None:
         self.job = job
-        self.code = load_code(job.program, directory, discover=not job.program.sha256)
-        self._data = None if job.data.name == "program" else load(job.data.name, **job.data.config)
+        self.code = code or load_code(job.program, directory, discover=not job.program.sha256)
+        self._data = None if job.data.name == OWN else load(job.data.name, **job.data.config)
+        self._unread = True
 
     def anew(self) -> Task:
         """The same task, its program loaded once more: nothing is left of what it did. The data set is shared."""
@@ -84,15 +88,28 @@ class Task:
         return self.program.data if self._data is None else self._data
 
     def model(self) -> torch.nn.Module:
-        """Build the program; its model. To be called inside step 0."""
-        self.program = build(self.job.program, self.code.entry)
+        """Build the program; its model. In step 0, or before a state is restored."""
+        # Data of the program's own may be drawn: then the draws are step 0's, whoever builds it.
+        own = self._data is None and active_engine() is None
+        with seeded(self.job.train.seed, self.job.policy) if own else contextlib.nullcontext():
+            self.program = build(self.job.program, self.code.entry)
         self.code.check()
-        if self._data is None and self.program.data is None:
-            raise ProgramError(f"program {self.job.program.entry!r}: the job's data set is its own, and it gives none")
-        size, wanted = len(self.data), self.job.train.batch_size
-        if size < wanted:
-            raise JobError(f"train.batch_size: {wanted} samples a step, and the data set has {size}")
+        self._check_size()
         return self.program.model
+
+    def _check_size(self) -> None:
+        what = f"program {self.job.program.entry!r}: the job's data set is its own, and"
+        if self._data is None and self.program.data is None:
+            raise ProgramError(f"{what} it gives none; want vtrain.Program(model, loss, data)")
+        if not is_map(self.data):
+            raise ProgramError(
+                f"{what} its data is a {type(self.data).__name__}; want a list or another map from 0..len-1 to "
+                "samples, with __len__ and __getitem__"
+            )
+        with program_errors(self.job.program):
+            size = len(self.data)
+        if size < self.job.train.batch_size:
+            raise JobError(f"train.batch_size: {self.job.train.batch_size} samples a step, and the data set has {size}")
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """The job's optimizer for the model.
@@ -105,11 +122,41 @@ class Task:
         return make_optimizer(self.job.optimizer, model)
 
     def batch(self, step: int) -> tuple[Batch, list[int]]:
-        """The batch of a step, and the numbers of its samples."""
+        """The batch of a step, and the numbers of its samples; a list of micro-batches where the job accumulates.
+
+        Raises:
+            BatchError: its samples can't be put together.
+            ProgramError: the program's own data set or ``collate`` failed.
+            UnsupportedError: the program's own data set is not the one that the job names by digest.
+        """
+        self.check_own()
         train = self.job.train
-        indices = batch_indices(train.seed, step, train.batch_size, len(self.data)).tolist()
-        samples = [self.data[i] for i in indices]
-        return {key: _stack([s[key] for s in samples]) for key in samples[0]}, indices
+        with program_errors(self.job.program):
+            indices = batch_indices(train.seed, step, train.batch_size, len(self.data)).tolist()
+            samples = [self.data[i] for i in indices]
+            size = train.batch_size // train.accumulate
+            cuts = [slice(i, i + size) for i in range(0, train.batch_size, size)]
+            parts = [collated(samples[cut], indices[cut], self.program.collate) for cut in cuts]
+        return (parts if train.accumulate > 1 else parts[0]), indices
+
+    def own_digest(self) -> str:
+        """Digest of the built program's own data set; see ``vtrain.engine.samples.own_digest``."""
+        with program_errors(self.job.program):
+            return own_digest(self.data, self.program.collate, whatever_size=bool(self.job.data.digest))
+
+    def check_own(self) -> None:
+        """Compare the built program's own data with the job's digest, before the first batch is taken from it.
+
+        Raises:
+            UnsupportedError: it is another.
+        """
+        wanted = self.job.data.digest
+        if self._data is None and self._unread and wanted and (found := self.own_digest()) != wanted:
+            raise UnsupportedError(
+                f"the program's data set is {found or 'without a digest'} here, and {wanted} in the job: its samples "
+                "must be the same at every look (draw augmentation in the loss), and the files that they come from too"
+            )
+        self._unread = False
 
     @scalars.held()
     def run_step(self, loop: Loop, step: int) -> None:
@@ -122,22 +169,33 @@ class Task:
         for group in optimizer.param_groups:
             group["lr"] = rate
         with loop.step(batch, indices=indices):
-            total: torch.Tensor | None = None
-            for part in _split(batch, train.accumulate):
-                with self._autocast(device), program_errors(self.job.program):
-                    loss = self.program.loss(model, {k: v.to(device) for k, v in part.items()})
-                self._check_loss(loss)
-                if train.accumulate > 1:
-                    loss = loss / train.accumulate
-                loss.backward()
-                total = loss.detach() if total is None else total + loss.detach()
-            if train.clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            assert total is not None
-            loop.metric(loss=total)
+            loop.metric(loss=self._optimize(model, optimizer, batch, device))
             self.code.check()
+
+    def plain_step(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The same step outside of any run, as PyTorch does it: what recording is compared with."""
+        self._optimize(model, optimizer, self.batch(step)[0], next(model.parameters()).device)
+
+    def _optimize(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, device: torch.device
+    ) -> torch.Tensor:
+        """Gradients of a batch, and a step of the optimizer; the loss."""
+        train, total = self.job.train, None
+        for part in _split(batch, train.accumulate):
+            with self._autocast(device), program_errors(self.job.program):
+                loss = self.program.loss(model, moved(part, device))
+            self._check_loss(loss)
+            if train.accumulate > 1:
+                loss = loss / train.accumulate
+            with program_errors(self.job.program):
+                loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert total is not None
+        return total
 
     def _check_loss(self, loss: Any) -> None:
         what = f"program {self.job.program.entry!r}: its loss"
@@ -154,14 +212,8 @@ class Task:
         return torch.autocast(device.type, torch.bfloat16)
 
 
-def _stack(values: list[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.asarray(v) for v in values]))
-
-
-def _split(batch: Batch, parts: int) -> Iterator[Batch]:
-    size = len(next(iter(batch.values()))) // parts
-    for i in range(parts):
-        yield {key: value[i * size : (i + 1) * size] for key, value in batch.items()}
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    return list(batch) if parts > 1 else [batch]
 
 
 @scalars.held()
@@ -172,27 +224,43 @@ def complete(job: Job, directory: Path) -> Job:
         ProgramError: no such program, or not the one that the job names by digest.
         JobError: the data set is not the one that the job names by digest.
     """
-    program = load_code(job.program, directory, discover=True).spec
-    data = job.data
-    if data.name != "program":
-        data = data.model_copy(update={"digest": dataset_digest(load(data.name, **data.config))})
-        if job.data.digest and job.data.digest != data.digest:
-            raise JobError(f"data.digest: the data set is {data.digest}; the job was made for {job.data.digest}")
+    code = load_code(job.program, directory, discover=True)
+    data = job.data.model_copy(update={"digest": _data_digest(job, directory, code)})
+    if job.data.digest and job.data.digest != data.digest:
+        raise JobError(f"data.digest: the data set is {data.digest}; the job was made for {job.data.digest}")
     optable = table_digest()
     if job.optable and job.optable != optable:
         raise VersionError(f"optable: this release has {optable}; the job was made for {job.optable}")
-    return job.model_copy(update={"program": program, "data": data, "optable": optable})
+    return job.model_copy(update={"program": code.spec, "data": data, "optable": optable})
+
+
+def _data_digest(job: Job, directory: Path, code: Code) -> str:
+    """The digest of a job's data set; empty for one of the program's own that is too large to be read before."""
+    if job.data.name != OWN:
+        return dataset_digest(load(job.data.name, **job.data.config))
+    if job.data.config:
+        raise JobError("data.config: is for built-in data sets; what the program's own takes is program.config")
+    task = Task(job, directory, code)
+    task.model()
+    return task.own_digest()
 
 
 @scalars.held()
 def check_data(task: Task) -> None:
     """Compare the whole data set with the job's digest: an auditor's own copy may be another.
 
+    A program's own data set is there once it is built, which is done here, outside the steps that are compared.
+
     Raises:
         UnsupportedError: it is; nothing can be said about the training here.
     """
     wanted = task.job.data.digest
-    if wanted and task.job.data.name != "program":
+    if wanted and task.job.data.name == OWN:
+        looked = task.anew()  # what the program keeps of being built is not to be there when the replay begins
+        looked.model()
+        looked.check_own()
+        task._unread = False
+    elif wanted:
         found = dataset_digest(task.data)
         if found != wanted:
             raise UnsupportedError(

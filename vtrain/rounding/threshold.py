@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from vtrain.errors import JobError
 from vtrain.rounding.bounds import INFLATE, U, eta_certified, tau_certified
 
-KINDS = ("certified", "adaptive", "statistical", "fixed", "off")
+KINDS = ("certified", "mixed", "adaptive", "statistical", "fixed", "off")
+ADAPTING = ("mixed", "adaptive")  # those that calibrate
 LAMBDA = 6.0  # Higham and Mary 2019: probability of a miss below 2 exp(-lambda^2 / 2) a value
 SAFETY = 4.0  # on the largest difference that calibration saw
 
@@ -29,7 +30,7 @@ class Threshold:
     Attributes:
         kind: one of KINDS.
         value: tau itself for ``fixed``; unused otherwise.
-        table: calibrated tau by calibration_key, for ``adaptive``.
+        table: calibrated tau by calibration_key, for ``adaptive`` and ``mixed``.
     """
 
     kind: str
@@ -42,7 +43,13 @@ class Threshold:
         if self.kind == "fixed" and not (math.isfinite(self.value) and self.value >= 0):
             raise JobError(f"threshold is {self.value!r}, want a finite number >= 0")
 
-    def width(self, kind: str, length: int, kappa: float, compute: str) -> tuple[float, float] | None:
+    def adapts(self, container: str) -> bool:
+        """Whether results in tensors of this dtype have adaptive widths: ``mixed`` certifies those of float32."""
+        return self.kind == "adaptive" or (self.kind == "mixed" and container != "float32")
+
+    def width(
+        self, kind: str, length: int, kappa: float, compute: str, container: str = "float32"
+    ) -> tuple[float, float] | None:
         """``(tau, eta)`` of an operation, or None if nothing is to be logged.
 
         Args:
@@ -50,6 +57,7 @@ class Threshold:
             length: length of its sums; 1 for an elementwise function.
             kappa: its certified constant.
             compute: dtype name of C.
+            container: dtype name of the result's tensor.
         """
         if self.kind == "off":
             return None
@@ -57,7 +65,7 @@ class Threshold:
             return self.value, 0.0
         certified = tau_certified(kappa, compute)
         eta = eta_certified(kappa, compute)
-        if self.kind == "certified" or length <= 1:
+        if self.kind == "certified" or (self.kind == "mixed" and not self.adapts(container)) or length <= 1:
             return certified, eta
         statistical = min(certified, 2.0 * LAMBDA * math.sqrt(kappa) * U[compute] * INFLATE)
         if self.kind == "statistical":

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from vtrain.errors import BusyError, PathError, RunExistsError, StorageError
+from vtrain.errors import BusyError, PathError, RunExistsError, StorageError, UsageError
 from vtrain.store.atomic import TEMPORARY, fsync_dir, storage_errors
 
 # What may lie at the top of a run, and whether it is a directory.
@@ -116,12 +116,38 @@ def create(root: Path) -> Layout:
     layout = Layout(root)
     with storage_errors(root):
         if root.exists() and not (root.is_dir() and all(_says_nothing(entry) for entry in root.iterdir())):
-            raise RunExistsError(f"{root}: exists and is not an empty directory")
+            raise RunExistsError(f"{root}: exists and is not an empty directory; {_way_out(layout)}")
         for directory in (layout.log, layout.checkpoints, layout.programs):
             directory.mkdir(parents=True, exist_ok=True)
     fsync_dir(root)
     fsync_dir(root.absolute().parent)
     return layout
+
+
+def _way_out(layout: Layout) -> str:
+    """What somebody can do who wants to train where something lies."""
+    if layout.attestation.exists() or not layout.job.is_file():
+        return "choose another place for the run"
+    with storage_errors(layout.job):
+        around_a_loop = b'"kind":"loop"' in layout.job.read_bytes()
+    go_on = "record(..., resume=True)" if around_a_loop else f"`vtrain resume {layout.root}`"
+    return f"an unfinished run is there, with which {go_on} goes on"
+
+
+def require_run(root: Path) -> None:
+    """Check that there is something that may be a run, to tell a mistyped name from a malformed run.
+
+    Raises:
+        UsageError: nothing, no directory, or one in which nothing has a name of a run.
+        StorageError: the disk fails, or access is denied.
+    """
+    with storage_errors(root):
+        if not os.path.lexists(root):
+            raise UsageError(f"{root}: no such run")
+        if not root.is_dir():
+            raise UsageError(f"{root}: no such run: want a run's directory, and it is none")
+        if not any(name in TOP_LEVEL for name in os.listdir(root)):
+            raise UsageError(f"{root}: no such run: the directory has no job.json nor anything else of a run")
 
 
 def _says_nothing(entry: Path) -> bool:

@@ -10,6 +10,7 @@ their reads are as large as their library makes them. No library bounds a single
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import Coroutine, Generator, Iterator
@@ -322,7 +323,8 @@ def inside(inner: Path | Url, outer: Path | Url) -> bool:
     if isinstance(inner, Url) and isinstance(outer, Url):
         return open_store(outer).holds(open_store(inner))
     if isinstance(inner, Path) and isinstance(outer, Path):
-        return outer.resolve() in (inner.resolve(), *inner.resolve().parents)
+        there, here = (Path(os.path.realpath(path)) for path in (outer, inner))  # which bears a loop of links
+        return there in (here, *here.parents)
     return False
 
 

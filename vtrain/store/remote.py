@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from vtrain.commit.keys import MAX_KEY_FILE_BYTES
-from vtrain.errors import PathError, StorageError
+from vtrain.errors import PathError, StorageError, UsageError
 from vtrain.store.address import Url
 from vtrain.store.atomic import TEMPORARY, storage_errors, temporary
 from vtrain.store.checkpoint import MAX_FILE_BYTES, MAX_META_BYTES
@@ -100,7 +100,8 @@ def local_copy(run: Path | Url, max_download: int = MAX_DOWNLOAD) -> Iterator[Pa
 
     Raises:
         PathError: a name that no run has, too many names, or a size beyond its bound.
-        StorageError: no such run, access denied, a store that fails, lies about a size, or changes meanwhile.
+        UsageError: no such run.
+        StorageError: access denied, a store that fails, lies about a size, or changes meanwhile.
         UnsupportedError: the library for this kind of store is not installed.
     """
     if isinstance(run, Path):
@@ -120,7 +121,7 @@ def fetch(store: Store, path: Path, max_download: int) -> list[str]:
     """
     wanted = _listed(store, max_download)
     if not wanted:
-        raise StorageError(f"{store.url}: nothing is there; expected a run")
+        raise UsageError(f"{store.url}: no such run: nothing is there")
     with storage_errors(path):
         free = shutil.disk_usage(path.parent).free
         total = sum(found.size for found in wanted)
