@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from auditor import uncaught
 from auditor.evidence import open_run
 from auditor.replayer import Replayer
 from auditor.verdict import UNFINISHED, VERIFIED, Verdict, begin
@@ -30,7 +31,7 @@ class Replaying(OpenRun):
     """A run being replayed; what ``replay`` gives to the body of its ``with``.
 
     Attributes:
-        verdict: what was found; ``unfinished`` until the ``with`` is left.
+        verdict: what was found; ``unfinished`` until a difference is found or the ``with`` is left.
     """
 
     def __init__(self, loop: Loop, replayer: Replayer, verdict: Verdict) -> None:
@@ -43,8 +44,12 @@ class Replaying(OpenRun):
         """As ``OpenRun.step``; after a difference it ends the block at once."""
         if self._replayer.finding is not None:
             raise self._replayer.finding.again()
-        with self._loop.step(batch, indices=indices):
-            yield
+        try:
+            with self._loop.step(batch, indices=indices):
+                yield
+        finally:
+            if self._replayer.finding is not None:  # said at once: a framework may keep the exception from the ``with``
+                self.verdict.refute(self._replayer.finding)
 
 
 class replay:
@@ -111,6 +116,7 @@ class replay:
                 self._verdict.notes.append(_OTHER_WEIGHTS)
             self._loop.initialise(self._model, self._optimizer, count=False)
         self._verdict.notes += self._unlike()
+        self._undo = uncaught.show(lambda: str(self._verdict))
         return self._run
 
     def _unlike(self) -> list[str]:
@@ -143,6 +149,7 @@ class replay:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         scalars.release()
+        self._undo()
         found, verdict, done = self._replayer.finding, self._verdict, self._loop.steps_done
         verdict.replayed = [(0, done)] if done >= 0 else []
         verdict.count(self._replayer.counts)

@@ -9,7 +9,7 @@ import torch
 
 from vtrain.engine.core import Engine, over
 from vtrain.engine.ops.functions import exp32, log32, settle_function
-from vtrain.engine.ops.reduction import settled_sum
+from vtrain.engine.ops.reduction import normal_dims, settled_sum
 from vtrain.engine.optable import register
 from vtrain.kernels import canonical
 from vtrain.rounding.formats import FLOAT32
@@ -23,7 +23,8 @@ def _shifted(engine: Engine, x: Tensor, dim: int) -> Tensor:
 
 
 def _sum_keep(engine: Engine, x: Tensor, dim: int, part: str) -> Tensor:
-    return settled_sum(engine, x, [dim % max(1, x.dim())], part=part).unsqueeze(dim)
+    total = settled_sum(engine, x, normal_dims(x, dim), part=part)
+    return total.unsqueeze(dim) if x.dim() else total
 
 
 def _fixed(engine: Engine, y: Tensor, dtype: torch.dtype) -> Tensor:
