@@ -148,6 +148,26 @@ def reciprocal(engine: Engine, x: Tensor) -> Tensor:
     return once(engine, torch.div, 1.0, x, x.dtype if x.is_floating_point() else F32)
 
 
+_SIGNED = frozenset((torch.int8, torch.int16, torch.int32, torch.int64))
+
+
+def _divisors(name: str) -> None:
+    native = getattr(torch, name)
+
+    def handler(engine: Engine, x: Tensor, other: Tensor) -> Tensor:
+        for t in (x, other):
+            if t.dtype in _SIGNED and bool((t == torch.iinfo(t.dtype).min).any()):
+                engine.refuse(f"the lowest number of {t.dtype}, whose magnitude it does not have")
+        return native(x, other)
+
+    handler.__doc__ = f"{name} of integers."
+    register(f"{name}.default", cls=OpClass.EXACT)(handler)
+
+
+for _name in ("gcd", "lcm"):
+    _divisors(_name)
+
+
 # ---- remainders -----------------------------------------------------------------------------------------------------
 def _exact_fmod(x: Tensor, y: Tensor) -> Tensor:
     """The remainder of x / y with x's sign, which a float holds exactly.

@@ -42,7 +42,7 @@ native(
     _is_all_true.default _is_any_true.default count_nonzero.dim_IntList nonzero_static.default
     bitwise_and.Scalar_Tensor bitwise_or.Scalar_Tensor bitwise_xor.Scalar_Tensor bitwise_left_shift.Scalar_Tensor
     bitwise_right_shift.Scalar_Tensor __lshift__.Tensor __rshift__.Tensor __ilshift__.Scalar __ilshift__.Tensor
-    __irshift__.Scalar __irshift__.Tensor gcd.default lcm.default heaviside.default frac.default
+    __irshift__.Scalar __irshift__.Tensor heaviside.default frac.default
     max_pool2d_with_indices.default max_pool3d_with_indices.default adaptive_max_pool2d.default
     adaptive_max_pool3d.default
     """.split(),
@@ -51,8 +51,7 @@ native(
     OpClass.EXACT,
     """
     _assert_async.default _assert_async.msg _functional_assert_async.msg _assert_scalar.default
-    _assert_tensor_metadata.default sym_constrain_range.default sym_constrain_range_for_size.default
-    _linalg_check_errors.default record_stream.default
+    _assert_tensor_metadata.default _linalg_check_errors.default
     """.split(),
 )
 native(
