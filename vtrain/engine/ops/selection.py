@@ -75,9 +75,9 @@ def kthvalue(engine: Engine, x: Tensor, k: int, dim: int = -1, keepdim: bool = F
 @register("mode.default", cls=EXACT)
 def mode(engine: Engine, x: Tensor, dim: int = -1, keepdim: bool = False) -> Chosen:
     """The most frequent element, the smallest of several, and its last index; every NaN is one of its own."""
+    _check("mode", x, dim)
     if not x.dim():
         return x.clone(), torch.zeros((), dtype=torch.int64, device=x.device)
-    _check("mode", x, dim)
     values, indices = (t.movedim(dim, -1) for t in sort(engine, x, dim))
     place = torch.arange(values.shape[-1], device=x.device)
     begins = torch.ones(values.shape, dtype=torch.bool, device=x.device)

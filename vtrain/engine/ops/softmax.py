@@ -39,6 +39,7 @@ def _out_dtype(x: Tensor, half_to_float: bool) -> torch.dtype:
 @register("_softmax.default", version=2)
 def softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """exp(x - max) / sum(exp(x - max))."""
+    normal_dims(x, dim)
     if x.numel() == 0:
         return x.clone()
     if engine.canonical:
@@ -57,6 +58,7 @@ def safe_softmax(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None 
 @register("_log_softmax.default", version=2)
 def log_softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """(x - max) - log(sum(exp(x - max)))."""
+    normal_dims(x, dim)
     if x.numel() == 0:
         return x.clone()
     if engine.canonical:
