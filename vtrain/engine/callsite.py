@@ -37,7 +37,8 @@ def _frames() -> list[traceback.FrameSummary]:
 
 def _user_frame(frames: list[traceback.FrameSummary]) -> traceback.FrameSummary | None:
     """The innermost frame that is neither torch's nor Python's; where all are, what was typed in, if anything."""
-    typed = (f for f in frames if f.filename in ("<stdin>", "<string>") and f.name == "<module>")
+    # Python's generated methods, of dataclasses say, are of "<string>" too
+    typed = (f for f in frames if f.filename in ("<stdin>", "<string>") and not f.name.startswith("__"))
     return next((f for f in frames if not _is_library(f.filename)), None) or next(typed, None)
 
 
