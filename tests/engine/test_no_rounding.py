@@ -68,15 +68,20 @@ def test_an_operation_in_float64_is_rounded_once(name: str, policy: Policy) -> N
     assert wrong == []
 
 
-def test_a_number_meets_float64_as_it_is() -> None:
+@pytest.mark.parametrize("policy", [Policy(), Policy(bits=18)], ids=["float32", "18"])
+def test_a_number_meets_float64_as_it_is(policy: Policy) -> None:
     """Not rounded to float32 first, as it is for other types; and alpha's product is rounded before the sum."""
     x = torch.tensor([1 / 3, 2.0**60], dtype=torch.float64)
-    with step():
-        assert (x * 0.1).tolist() == [v * 0.1 for v in x.tolist()]
-        assert torch.add(x, x, alpha=0.1).tolist() == [v + v * 0.1 for v in x.tolist()]
-        assert x.clone().add_(x.float(), alpha=0.1).tolist() == [v + float(np.float32(v)) * 0.1 for v in x.tolist()]
-        assert x.sqrt().tolist() == [math.sqrt(v) for v in x.tolist()]
-        assert (x**0.5).tolist() == [math.sqrt(v) for v in x.tolist()]
+    values, narrow = x.tolist(), x.float()
+    with step(policy):
+        assert (x * 0.1).tolist() == [v * 0.1 for v in values]
+        assert (0.1 - x).tolist() == [0.1 - v for v in values]
+        assert (x % 0.1).tolist() == [math.fmod(v, 0.1) for v in values]
+        assert torch.remainder(0.1, x).tolist() == [math.fmod(0.1, v) for v in values]
+        assert torch.add(x, x, alpha=0.1).tolist() == [v + v * 0.1 for v in values]
+        assert x.clone().add_(narrow, alpha=0.1).tolist() == [v + float(np.float32(v)) * 0.1 for v in values]
+        assert x.sqrt().tolist() == [math.sqrt(v) for v in values]
+        assert (x**0.5).tolist() == [math.sqrt(v) for v in values]
         assert x.float().double().reciprocal().float().dtype is torch.float32
 
 
