@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from auditor.decimal import metric
 from auditor.evidence import Evidence
 from auditor.examiner import Examiner
 from auditor.freedom import Freedom
@@ -20,9 +22,11 @@ from vtrain import kernels
 from vtrain.commit.digest import StateDigest
 from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
+from vtrain.engine.callsite import short_line
 from vtrain.engine.decisions import FAULTS, OUTSIDE, Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loop import StepEnd
+from vtrain.engine.session import active_engine
 from vtrain.errors import CheckpointError, Refuted
 
 # Elements in which the run's value is taken, by step and number of the result: flat indices, and words of the result's
@@ -142,13 +146,16 @@ class Replayer:
         leaf = self._leaf(done.step)
         self._examiner.flush()
         if done.sites != leaf.sites:
-            have = done.program.count(b'","') + 1
-            raise Refuted(done.step, "sites", f"{have} settled results here, {len(self._sites)} in the run")
+            have = len(json.loads(done.program)["sites"])
+            left = f"; the run goes on with {self._sites[have]}" if have < len(self._sites) else ""
+            why = f"the step ends after {have} results here, {len(self._sites)} in the run{left}"
+            raise Refuted(done.step, "sites", why)
         if self._used != len(self._scalars):
-            raise Refuted(done.step, "scalars", f"{self._used} host scalars here, {len(self._scalars)} in the run")
+            why = f"operations were given {self._used} numbers in the step here, {len(self._scalars)} in the run"
+            raise Refuted(done.step, "scalars", why)
         if self._decisions.left:
             raise Refuted(done.step, "log", f"entries for site {self._decisions.left[0]}, which the step does not have")
-        _same_map(done.step, "loss", leaf.metrics, done.metrics, "metrics")
+        _same_map(done.step, "loss", leaf.metrics, done.metrics, "metrics", metric)
         if leaf.state:
             self._same_state(done.step, leaf, files)
         self.counts.steps += 1
@@ -180,11 +187,11 @@ class Replayer:
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
         """The auditor's own host scalar, if the run has it too (numerics §2)."""
         if position >= len(self._scalars):
-            raise Refuted(step, "scalars", f"host scalar {position}: {value!r} here, none in the run")
+            raise Refuted(step, "scalars", f"{_operation()}: {value!r} here; no more numbers in the run")
         self._used = position + 1
         recorded = self._scalars[position]
         if not same_scalar(recorded, value, self._ulps if plain else 0):
-            raise Refuted(step, "scalars", f"host scalar {position}: {recorded!r} in the run, {value!r} here")
+            raise Refuted(step, "scalars", f"{_operation()}: {recorded!r} in the run, {value!r} here")
         return value
 
     @_final
@@ -225,21 +232,30 @@ class Replayer:
     def _same_site(self, site: Site) -> None:
         wanted = self._sites[site.seq] if site.seq < len(self._sites) else "no more results"
         if wanted != str(site):
-            raise Refuted(site.step, "sites", f"result {site.seq}: {wanted} in the run, {site} here")
+            raise Refuted(site.step, "sites", f"result {site.seq}, at {short_line()}: {wanted} in the run, {site} here")
 
     def _refute(self, site: Site, found: kernels.Replayed) -> None:
         what = FAULTS.get(found.fault, f"fault {found.fault}")
-        where = f"result {site.seq} ({site}), element {found.index}"
+        where = f"result {site.seq} ({site}), at {short_line()}, element {found.index}"
         if found.fault == OUTSIDE:
             what += f": logged {found.logged!r}, computed {found.y!r} +- {found.w:.3g}"
         raise Refuted(site.step, "log", f"{where}: {what}")
 
 
-def _same_map(step: int, what: str, theirs: Mapping[str, str], mine: Mapping[str, str], label: str) -> None:
-    """Compare digests or bits by name; the first name that differs is named."""
+def _operation() -> str:
+    """What is under way, and where it was called."""
+    engine = active_engine()
+    return f"{engine.op.removesuffix('.default') if engine else 'an operation'} at {short_line()}"
+
+
+def _same_map(
+    step: int, what: str, theirs: Mapping[str, str], mine: Mapping[str, str], label: str,
+    shown: Callable[[str], str] = str,
+) -> None:  # fmt: skip
+    """Compare digests or bits by name; the first name that differs is named, and what ``shown`` makes of its values."""
     for name in sorted({*theirs, *mine}):
         if theirs.get(name) != mine.get(name):
-            found, here = theirs.get(name, "nothing"), mine.get(name, "nothing")
+            found, here = (shown(values.get(name, "nothing")) for values in (theirs, mine))
             raise Refuted(step, what, f"{label} differs in {name or 'its content'!r}: {found} in the run, {here} here")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from auditor import uncaught
 from auditor.evidence import open_run
 from auditor.replayer import Replayer
 from auditor.verdict import UNFINISHED, VERIFIED, Verdict, begin
@@ -32,7 +36,7 @@ class Replaying(OpenRun):
     """A run being replayed; what ``replay`` gives to the body of its ``with``.
 
     Attributes:
-        verdict: what was found; ``unfinished`` until the ``with`` is left.
+        verdict: what was found; ``unfinished`` until a difference is found or the ``with`` is left.
     """
 
     def __init__(self, loop: Loop, replayer: Replayer, verdict: Verdict) -> None:
@@ -44,6 +48,16 @@ class Replaying(OpenRun):
         """After a difference the block ends at once."""
         if self._replayer.finding is not None:
             raise self._replayer.finding.again()
+
+    @contextlib.contextmanager
+    def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
+        """As ``OpenRun.step``; after a difference it ends the block at once."""
+        try:
+            with super().step(batch, indices=indices):
+                yield
+        finally:
+            if self._replayer.finding is not None:  # said at once: a framework may keep the exception from the ``with``
+                self.verdict.refute(self._replayer.finding)
 
 
 class replay:
@@ -117,6 +131,7 @@ class replay:
                 self._verdict.notes.append(_OTHER_WEIGHTS)
             self._loop.initialise(self._model, self._optimizer, self._extra, count=False)
         self._verdict.notes += self._unlike()
+        self._undo = uncaught.show(lambda: str(self._verdict))
         return Replaying(self._loop, self._replayer, self._verdict)
 
     def _unlike(self) -> list[str]:
@@ -149,6 +164,7 @@ class replay:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         scalars.release()
+        self._undo()
         found, verdict, done = self._replayer.finding, self._verdict, self._loop.steps_done
         verdict.replayed = [(0, done)] if done >= 0 else []
         verdict.count(self._replayer.counts)

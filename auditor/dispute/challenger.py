@@ -9,6 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from auditor.decimal import metric
 from auditor.dispute.commitment import CHALLENGER, Commitment
 from auditor.dispute.difference import NOT_COMMITTED, Difference
 from auditor.dispute.messages import Message, seal
@@ -151,7 +152,7 @@ class Challenger:
         mine, number = found
         theirs = self.talk.traces[step]
         if number >= theirs.size or number >= len(mine):
-            why = f"{theirs.size} events in the run's trace, {len(mine)} here"
+            why = f"the step has {theirs.size} operations and results in the run, {len(mine)} here"
             return Difference(REFUTED, ("run",), step, number, "the sequence of operations", why)
         return Operation(self, step, number, mine).judged()
 
@@ -165,7 +166,8 @@ class Challenger:
             committed["state"] = leaf.state
         for name, value in committed.items():
             if end.outputs.get(name) != value:
-                why = f"{name}: both replays give {end.outputs.get(name)}; the run's leaf commits to {value}"
+                given = metric(end.outputs.get(name, "nothing"))
+                why = f"{name}: both replays give {given}; the run's leaf commits to {metric(value)}"
                 return Difference(REFUTED, ("run",), step, size - 1, "the step's end", why)
         return None
 

@@ -178,7 +178,8 @@ def _report(found: Resolution, as_json: bool) -> None:
         for repair in found.listed:
             click.echo(f"benign   step {repair['step']}, {repair['site']}: {repair['elements']} elements")
         if refuted is not None:
-            click.echo(f"REFUTED  step {refuted.step}, event {refuted.event}: {refuted.why}")
+            place = "" if refuted.why.startswith(refuted.operation) else f", {refuted.operation}"
+            click.echo(f"REFUTED  step {refuted.step}{place}: {refuted.why}")
             click.echo(f"  wrong  {' and '.join(refuted.wrong)}")
             for finding in refuted.findings:
                 _elements(finding)

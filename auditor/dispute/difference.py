@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from auditor.decimal import differing
 from auditor.referee import REFUTED, Finding
 from vtrain.commit.trace import Event
 
@@ -42,9 +43,18 @@ class Difference:
 def other_results(step: int, number: int, run: Event, own: Event) -> Difference:
     """A difference that no rounding explains: its operation is deterministic, or is not the same operation."""
     if part := run.unlike(own):
-        mine, theirs = getattr(own, part), getattr(run, part)
-        why = f"{part} of event {number}: {str(theirs)[:200]} in the run, {str(mine)[:200]} here"
+        why = _unlike(part, number, run, own)
         return Difference(REFUTED, ("run",), step, number, own.name, why)
     names = sorted(n for n in {*run.outputs, *own.outputs} if run.outputs.get(n) != own.outputs.get(n))
     why = f"{own.name}: the same arguments, other results ({', '.join(names[:5])}), which no hardware explains"
     return Difference(REFUTED, ("run",), step, number, own.name, why)
+
+
+def _unlike(part: str, number: int, run: Event, own: Event) -> str:
+    """What makes an operation another one in the run than here."""
+    if part in ("kind", "name"):
+        return f"operation {number} of the step is {run.name[:100]} in the run, {own.name[:100]} here"
+    if part == "args":
+        return f"{own.name}: {'; '.join([*differing(run.args, own.args)][:3])}"
+    names = sorted(n for n in {*run.inputs, *own.inputs} if run.inputs.get(n) != own.inputs.get(n))
+    return f"{own.name}: it is given other tensors in the run than here ({', '.join(names[:5])})"

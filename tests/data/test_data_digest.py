@@ -302,3 +302,39 @@ def test_built_in_data_can_be_digested_without_torch() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [dataset_digest(load("random-images", n=3, seed=1)), "False"]
+
+
+class Graph:
+    """An object that says its parts, as graph libraries' batches do."""
+
+    def __init__(self, **parts: Any) -> None:
+        self._parts = parts
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._parts
+
+
+class Keyed:
+    """One with keys and indexing, and no more."""
+
+    def __init__(self, **parts: Any) -> None:
+        self._parts = parts
+
+    def keys(self) -> list[str]:
+        return list(self._parts)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._parts[key]
+
+
+def test_an_object_that_says_its_parts_is_a_map() -> None:
+    parts = {"x": torch.ones(2, 3), "edge_index": torch.tensor([[0, 1], [1, 0]]), "none": None, "y": np.float32(0.5)}
+    wanted = batch_digests(parts)
+    assert batch_digests(Graph(**parts)) == batch_digests(Keyed(**parts)) == wanted
+    nested = {"store": Graph(inner=Keyed(**parts)), "named": Named(1, Pair("a", None)), "n": np.int64(3)}
+    assert "store.inner.edge_index" in batch_digests(nested)
+    assert batch_digests(nested) == batch_digests({**nested, "store": {"inner": parts}})
+    changed = Graph(inner=Keyed(**{**parts, "none": 0}))
+    assert batch_digests(nested) != batch_digests({**nested, "store": changed})
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)])
+    assert set(batch_digests(packed)) == {"0", "1", "2", "3"}

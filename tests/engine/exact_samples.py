@@ -30,7 +30,10 @@ HARD = [
     2.0**-149, -(2.0**-149), 2.0**-126, 2.0**-133, 1e-38, 1e38, 3e38, -3e38, 2.0**-24, 16777217.0, 8388607.5, 65504.0,
     1e10, -1e10, 255.0, 256.0, 6.0, 0.0, -0.0,
 ]  # fmt: skip
+# the last ones in float64: subnormals, edges of its range, a tie of float32, numbers next to 1
+WIDE = [2.0**-1074, -(2.0**-1022), 1.7e308, 1 + 2.0**-24, 1 + 2.0**-52, 1 - 2.0**-53]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+DOUBLE = torch.float64  # in which single operations are covered
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 SHAPES = {1: (1, 1), 7: (7, 1), 33: (3, 11), 1003: (17, 59), 65564: (148, 443)}  # the last one is split between threads
 LAYOUTS = ("contiguous", "unaligned", "strided", "transposed")
@@ -64,9 +67,11 @@ class Kit:
         at = torch.arange(n)
         first, second = at % len(HARD), (at * 7 + at // len(HARD)) % len(HARD)
         if dtype.is_floating_point:
+            wide = torch.tensor([*HARD[:-6], *WIDE], dtype=torch.float64)
             hard = torch.tensor(HARD, dtype=torch.float64).to(torch.float32)
             hard[3] = torch.tensor(-0x2D5A5B, dtype=torch.int32).view(torch.float32)  # another NaN
-            pair = hard.to(dtype)[first], hard.to(dtype)[second]
+            made = wide if dtype is DOUBLE else hard.to(dtype)
+            pair = made[first], made[second]
         else:
             whole = torch.tensor([0, 1, -1, 2, -2, 3, 7, -7, 127, -128, 255, 32767, 2**31 - 1, -(2**31), 2**63 - 1,
                                   -(2**63), 2**24 + 1, 2**53 + 1, 63, 64, 8, 31, 32, -3])  # fmt: skip
@@ -145,6 +150,15 @@ MOVES: Samples = {
              lambda k: (k.new(), torch.tensor(1e20))),
     **_every("zero.default zero_.default", lambda k: (k.new(),)),
     "resize_.default": [lambda k: (k.v.clone(), [k.n + 5000])],
+    "set_.source_Storage": [lambda k: (torch.empty(0, dtype=k.dtype), k.v.clone().untyped_storage())],
+    "set_.source_Storage_storage_offset": [lambda k: (torch.empty(0, dtype=k.dtype), k.v.clone().untyped_storage(), 0,
+                                                      [(k.n + 1) // 2], [2])],
+    "set_.default": [lambda k: (k.new(),)],
+    "diag_embed.default": [lambda k: (k.x[:7, :7],)],
+    "rot90.default": [lambda k: (k.x, 1, [0, 1]), lambda k: (k.x, 2, [1, 0])],
+    "_pack_padded_sequence.default": [lambda k: (k.x, k.w[0].clamp(min=1).sort(descending=True).values[: k.shape[1]]
+                                                 .clamp(max=k.shape[0]), False)],
+    "masked_scatter_backward.default": [lambda k: (k.x, k.mask, [k.n + 3])],
     "set_.source_Tensor": [lambda k: (torch.empty(0, dtype=k.dtype), k.x)],
     **_every("tril.default triu.default", lambda k: (k.x,)),
     "copy_.default": [lambda k: (k.new(), k.y), lambda k: (torch.zeros(k.shape), k.y),
@@ -196,6 +210,7 @@ MOVES: Samples = {
 
 NEW: Samples = {
     **_every("empty.memory_format zeros.default ones.default", lambda k: ([k.n + 4000], {"dtype": k.dtype})),
+    "empty_permuted.default": [lambda k: ([k.n, 2], [1, 0], {"dtype": k.dtype})],
     **_every("empty_like.default zeros_like.default ones_like.default", lambda k: (k.x,)),
     **_every("new_empty.default new_zeros.default new_ones.default", lambda k: (k.x, [k.n + 4000])),
     "empty_strided.default": [lambda k: ([k.n], [3], {"dtype": k.dtype})],
@@ -209,7 +224,33 @@ NEW: Samples = {
     **_every("tril_indices.default triu_indices.default", lambda k: (k.shape[0], 5)),
 }  # fmt: skip
 
+SHIFTED = "bitwise_left_shift.Scalar_Tensor bitwise_right_shift.Scalar_Tensor"
 CHOICES: Samples = {
+    **_every("_is_all_true.default _is_any_true.default", lambda k: (k.mask,), lambda k: (k.mask & False,)),
+    **_every("is_set_to.default _has_same_storage_numel.default", lambda k: (k.x, k.y)),
+    "count_nonzero.dim_IntList": [lambda k: (k.x, [0])],
+    "nonzero_static.default": [lambda k: (k.x, {"size": k.n + 2, "fill_value": -1})],
+    **_every("bitwise_and.Scalar_Tensor bitwise_or.Scalar_Tensor bitwise_xor.Scalar_Tensor", lambda k: (5, k.x)),
+    **_every(SHIFTED, lambda k: (5, k.x)),
+    **_every("__lshift__.Tensor __rshift__.Tensor", lambda k: (k.x, k.y)),
+    **_every("__ilshift__.Tensor __irshift__.Tensor", lambda k: (k.new(), k.y)),
+    **_every("__ilshift__.Scalar __irshift__.Scalar", lambda k: (k.new(), 3)),
+    **_every("gcd.default lcm.default heaviside.default copysign.Tensor fmax.default fmin.default nextafter.default",
+             lambda k: (k.x, k.y), lambda k: k.zeros),
+    "copysign.Scalar": [lambda k: (k.x, -0.0), lambda k: (k.x, -3)],
+    **_every("frac.default signbit.default frexp.Tensor median.default nanmedian.default", lambda k: (k.x,)),
+    **_every("median.dim nanmedian.dim mode.default", lambda k: (k.x, 0), lambda k: (k.x, 1, True),
+             lambda k: (k.zeros[0], 1)),
+    "kthvalue.default": [lambda k: (k.x, min(3, k.shape[1])), lambda k: (k.zeros[0], 1, 0)],
+    **_every("cummax.default cummin.default", lambda k: (k.x, 0), lambda k: (k.x, 1), lambda k: (k.zeros[0], 0)),
+    "searchsorted.Scalar": [lambda k: (_boundaries(k), 0.1), lambda k: (_boundaries(k), 1)],
+    "bucketize.Scalar": [lambda k: (0.1, _boundaries(k)), lambda k: (1, _boundaries(k))],
+    **_every("_assert_async.default", lambda k: (torch.ones(1, dtype=k.dtype),)),
+    "_assert_async.msg": [lambda k: (torch.ones(1, dtype=k.dtype), "text")],
+    "_functional_assert_async.msg": [lambda k: (torch.ones(1, dtype=k.dtype), "text", k.x)],
+    "_assert_scalar.default": [lambda k: (True, "text")],
+    "_assert_tensor_metadata.default": [lambda k: (k.x,)],
+    "_linalg_check_errors.default": [lambda k: (torch.zeros(3, dtype=torch.int32), "text", {"is_matrix": False})],
     **_every("max.default min.default argmax.default argmin.default aminmax.default _unique2.default any.default "
              "all.default nonzero.default count_nonzero.default", lambda k: (k.x,), lambda k: (k.clean,),
              lambda k: k.zeros[:1]),
@@ -279,8 +320,9 @@ ARITHMETIC: Samples = {
                         for mode in ("floor", "trunc")],
     "reciprocal.default": [lambda k: (k.x,)],
     "histc.default": [lambda k: (k.clean.clamp(-9, 9), 10, -3, 3)],
+    "sqrt.default": [lambda k: (k.x.to(DOUBLE),)],
     "_to_copy.default": [functools.partial(lambda dtype, k: (k.x, {"dtype": dtype}), dtype)
-                         for dtype in (*FLOATS, *WHOLE)]
+                         for dtype in (*FLOATS, DOUBLE, *WHOLE)]
                         + [lambda k: (k.clean.abs().clamp(max=100), {"dtype": torch.uint8}),
                            lambda k: (k.clean.clamp(-9, 9), {"dtype": torch.int64})],
 }  # fmt: skip
@@ -331,9 +373,9 @@ def call(name: str, args: Args, words: dict[str, Any]) -> bytes:
 
 def kits(big: bool) -> Iterator[tuple[str, Kit]]:
     """Operands by name: small ones of every kind, or the large one."""
-    for dtype in (*FLOATS, *WHOLE):
+    for dtype in (*FLOATS, DOUBLE, *WHOLE):
         for n in SHAPES:
-            if (n == 65564) != big or (big and dtype not in (torch.float32, torch.bfloat16, torch.int64)):
+            if (n == 65564) != big or (big and dtype not in (torch.float32, torch.bfloat16, DOUBLE, torch.int64)):
                 continue
             if n in (1, 33) and not dtype.is_floating_point:
                 continue

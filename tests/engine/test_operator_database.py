@@ -18,9 +18,10 @@ from vtrain.engine.session import Session
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy
 
-# ties in another order, memory that torch does not write, bins by float64, a multiply-add that torch fuses
-OTHERWISE = {"topk", "sort", "argsort", "msort", "empty", "empty_like", "empty_strided", "empty_permuted", "new_empty",
-             "new_empty_strided", "histc", "add", "sub", "rsub", "addr"}  # fmt: skip
+# ties in another order (and any index of equal elements), memory that torch does not write, bins by float64, a
+# multiply-add that torch fuses
+OTHERWISE = {"topk", "sort", "argsort", "msort", "kthvalue", "mode", "empty", "empty_like", "empty_strided", "histc",
+             "empty_permuted", "new_empty", "new_empty_strided", "add", "sub", "rsub", "addr"}  # fmt: skip
 
 
 class Names(Plain):

@@ -26,7 +26,9 @@ REFUSED: dict[str, Callable[[], object]] = {
     "float64 sum": lambda: X.double().sum(),
     "float64 product": lambda: X.double() @ X.double(),
     "float64 exp": lambda: torch.exp(X.double()),
-    "float64 multiplication": lambda: X.double() * 2.5,
+    "float64 multiply-add": lambda: torch.addcmul(X.double(), X.double(), X.double()),
+    "float64 cube root": lambda: X.double() ** (1 / 3),
+    "float64 mean": lambda: X.double().mean(),
     "complex": lambda: torch.view_as_complex(X.view(8, 2)) * 2,
     "flash attention": lambda: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*[X.view(1, 1, 4, 4)] * 3),
     "fused optimizer": lambda: torch.ops.aten._fused_sgd_(

@@ -128,8 +128,8 @@ def _plain(path: Path, value: object) -> tuple[bytes, _Content]:
             except ValueError as error:  # half a surrogate pair, or too many digits
                 raise BatchError(f"{_where(path)}: {error}") from error
     raise BatchError(
-        f"{_where(path)}: {type(value).__module__}.{type(value).__qualname__} can't be committed to; wanted a mapping, "
-        "list, tuple or dataclass of tensors, arrays, numbers, texts and None"
+        f"{_where(path)}: {_kind(value).removeprefix('a ')} can't be committed to; wanted a mapping, list, tuple, "
+        "dataclass or object with to_dict() of tensors, arrays, numbers, texts and None"
     )
 
 
@@ -144,7 +144,28 @@ def _children(path: Path, value: object) -> list[tuple[str | int, object]] | Non
         return list(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    return None
+    return _like_map(path, value)
+
+
+def _like_map(path: Path, value: object) -> list[tuple[str | int, object]] | None:
+    """The parts of an object that says them: ``to_dict()``, as graphs' batches have it, or ``keys()`` and indexing."""
+    if isinstance(value, (type, np.ndarray, np.generic)) or type(value).__module__.split(".")[0] == "torch":
+        return None
+    to_dict = getattr(value, "to_dict", None)
+    if callable(to_dict):
+        found = to_dict()
+    elif callable(getattr(value, "keys", None)) and hasattr(type(value), "__getitem__"):
+        keys = value.keys()  # type: ignore[attr-defined]
+        found = {key: value[key] for key in keys}  # type: ignore[index]
+    else:
+        return None
+    if not isinstance(found, Mapping):
+        raise BatchError(f"{_where(path)}: to_dict() of {_kind(value)} gives {_kind(found)}; wanted a mapping")
+    return _children(path, found)
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
 def _leaves(value: object, path: Path = ()) -> Iterator[tuple[Path, bytes, _Content]]:
@@ -187,8 +208,8 @@ def batch_digests(nest: object) -> dict[str, str]:
     """Digest of each leaf of a batch.
 
     Args:
-        nest: mappings (Hugging Face's batches too), lists, tuples and dataclasses of torch tensors on any device, numpy
-            arrays, numbers, texts and None.
+        nest: mappings (Hugging Face's batches too), lists, tuples, dataclasses and objects with ``to_dict()`` or
+            ``keys()`` (graphs' batches), of torch tensors on any device, numpy arrays, numbers, texts and None.
 
     Returns:
         64 hexadecimal digits by path, such as ``input_ids`` or ``0.labels``; the path is ``""`` if the batch is a leaf.

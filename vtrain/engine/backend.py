@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def _hard_vectors() -> tuple[torch.Tensor, torch.Tensor]:
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     nan = a.isnan() & b.isnan()
-    kind = torch.int32 if a.element_size() == 4 else torch.int16
+    kind = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
     return bool(((a.view(kind) == b.view(kind)) | nan).all())
 
 
@@ -43,6 +44,8 @@ def arithmetic_report() -> dict[str, bool]:
     report = {}
     for name, op in (("add", torch.add), ("sub", torch.sub), ("mul", torch.mul), ("div", torch.div)):
         report[f"{name} is correctly rounded"] = _same(op(a, b), op(wide_a, wide_b).to(torch.float32))
+    for name, op, single in (("add", torch.add, float.__add__), ("mul", torch.mul, float.__mul__)):
+        report[f"float64 {name} is Python's"] = _as_python(op, single, wide_a / 3, wide_b / 7)
     half = a.to(torch.bfloat16), b.to(torch.bfloat16)
     for name, op in (("add", torch.add), ("mul", torch.mul), ("div", torch.div)):
         exact = generic.round_to(op(half[0].double(), half[1].double()), BFLOAT16)
@@ -60,6 +63,15 @@ def arithmetic_report() -> dict[str, bool]:
     report["matrix products are not reduced"] = _product_is_exact()
     report["Python's ** and math, and NumPy's functions, are ours while a run is open"] = not scalars.missing()
     return report
+
+
+def _as_python(
+    op: Callable[..., torch.Tensor], single: Callable[[float, float], float], a: torch.Tensor, b: torch.Tensor
+) -> bool:  # fmt: skip
+    """Whether float64 vector code gives what the processor's single operations give, on some of the pairs."""
+    a, b = a[::61], b[::61]
+    wanted = [single(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    return _same(op(a, b), torch.tensor(wanted, dtype=torch.float64))
 
 
 def _product_is_exact() -> bool:

@@ -90,7 +90,13 @@ class Engine:
         """
         fmt = self.formats.get(dtype)
         if fmt is None:
-            self.refuse(f"an inexact result of dtype {dtype}: there is no wider type to compute it in; use float32")
+            if not (dtype.is_floating_point or dtype.is_complex):
+                self.refuse(f"a floating-point result of operands of {dtype}; convert them to float32 before")
+            single = "; in float64, conversions and single additions, products, quotients and square roots are covered"
+            self.refuse(
+                f"a result of {dtype} that is rounded more than once on the way, and there is no wider type to compute "
+                f"it in; use float32{single if dtype is F64 else ''}"
+            )
         return fmt
 
     def product_dtype(self, dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from vtrain.data.digest import batch_digests
 from vtrain.engine import state
 from vtrain.engine.extra import Extra, objects
 from vtrain.engine.listener import Listener
+from vtrain.engine.metrics import one_number
 from vtrain.engine.session import Session, bits
 from vtrain.engine.snapshot import Snapshot
 from vtrain.errors import StateError, UsageError
@@ -230,11 +231,12 @@ class Loop:
         """Commit to numbers of this step, such as ``loss``: the auditor must get the same bits.
 
         Raises:
-            UsageError: not inside a step.
+            UsageError: not inside a step, or not one real number.
         """
         if not self._active:
             raise UsageError("metric(...) belongs inside a step")
-        for name, value in values.items():
+        for name, given in values.items():
+            value = one_number(name, given)
             self._metrics[name] = bits(value)
             self._values[name] = float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 

@@ -18,6 +18,7 @@ from vtrain.engine.callsite import unsupported
 from vtrain.engine.core import Engine, Seen
 from vtrain.engine.forms import Form, form_of, touches_no_tensor
 from vtrain.engine.optable import OpClass
+from vtrain.engine.unknown import unknown
 from vtrain.errors import UnsupportedOperation
 
 assert vtrain.engine.ops  # importing it fills the table
@@ -51,7 +52,7 @@ class EngineMode(TorchDispatchMode):
             return self._by_subclass(func, types, args, kwargs or {})
         runner = self._runners.get(func)
         if runner is None:
-            runner = self._runners[func] = self._build(func)
+            runner = self._runners[func] = self._build(func, args, kwargs or {})
         return runner(args, kwargs or {})
 
     def _shown(self, seen: Seen, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
@@ -89,7 +90,8 @@ class EngineMode(TorchDispatchMode):
             return out
         raise unsupported(str(func), f"none of {', '.join(t.__qualname__ for t in types)} implements it")
 
-    def _build(self, func: Any) -> Runner:
+    def _build(self, func: Any, args: tuple, kwargs: dict) -> Runner:
+        """How an overload runs from now on; ``args`` and ``kwargs``, its first ones, are for an error's text alone."""
         if isinstance(func, HigherOrderOperator):
             raise unsupported(
                 f"torch.ops.higher_order.{func}",
@@ -105,7 +107,7 @@ class EngineMode(TorchDispatchMode):
         if form is None and func._can_decompose():
             return self._implicit(func)
         if form is None:
-            raise unsupported(str(func), "not in the operation table; it may round differently on other hardware")
+            raise unknown(func, args, kwargs)
         if form.entry.cls is OpClass.FORBIDDEN:
             raise unsupported(str(func), form.entry.why)
         if form.entry.decomposed:
@@ -116,32 +118,35 @@ class EngineMode(TorchDispatchMode):
         if self.engine.watched.active and func._schema.is_mutable:
             runner = self._watching(func, form, runner)
         runner = self._traced(str(func), runner)
-        return self._with_scalars(form, runner) if form.scalars or form.scalar_kwargs else runner
+        return self._with_scalars(str(func), form, runner) if form.scalars or form.scalar_kwargs else runner
 
     def _traced(self, name: str, runner: Runner) -> Runner:
         """The runner as a listener to whole operations runs it; itself for all others."""
         operation = getattr(self.engine.listener, "operation", None)
         return runner if operation is None else lambda args, kwargs: operation(name, runner, args, kwargs)
 
-    def _with_scalars(self, form: Form, runner: Runner) -> Runner:
+    def _with_scalars(self, name: str, form: Form, runner: Runner) -> Runner:
         """Host scalars are recorded, or replaced by the recorded ones, before anything sees them (numerics §2)."""
         engine, plain = self.engine, form.plain
 
-        def swap(value: Any, name: str) -> Any:
+        def swap(value: Any, is_plain: bool) -> Any:
             if isinstance(value, float):
-                return engine.scalar(float(value), name in plain)
+                return engine.scalar(float(value), is_plain)
             if isinstance(value, list | tuple):
-                return [swap(v, name) for v in value]
+                return [swap(v, is_plain) for v in value]
             return value
 
         def run(args: tuple, kwargs: dict) -> Any:
+            engine.op = name
+            # in float64 arithmetic a number is not rounded to float32: there it must be the run's in every bit
+            loose = plain if plain and not _wide(args) else _NONE
             changed: list | None = None
-            for i, name in form.scalars:
+            for i, word in form.scalars:
                 if i < len(args) and isinstance(args[i], float | list | tuple):
                     changed = changed or list(args)
-                    changed[i] = swap(args[i], name)
+                    changed[i] = swap(args[i], word in loose)
             if kwargs:
-                kwargs = {k: swap(v, k) if k in form.scalar_kwargs else v for k, v in kwargs.items()}
+                kwargs = {k: swap(v, k in loose) if k in form.scalar_kwargs else v for k, v in kwargs.items()}
             return runner(args if changed is None else tuple(changed), kwargs)
 
         return run
@@ -186,8 +191,8 @@ class EngineMode(TorchDispatchMode):
         return again
 
     def _decomposed(self, form: Form) -> Runner:
-        """PyTorch's decomposition, under this mode again: each operation in it is looked up."""
-        decomposition = decomposition_table[form.functional]
+        """Other operations in its place, under this mode again: each of them is looked up."""
+        decomposition = form.entry.handler or decomposition_table[form.functional]
 
         def again(args: tuple, kwargs: dict) -> Any:
             with self, torch.no_grad():
@@ -226,8 +231,8 @@ class EngineMode(TorchDispatchMode):
 
         def rounded(args: tuple, kwargs: dict) -> Any:
             out = native(*args, **kwargs)
-            if type(out) is torch.Tensor and out.dtype in _NO_WIDER:
-                raise unsupported(name, f"an inexact result of dtype {out.dtype}; use float32")
+            if type(out) is torch.Tensor and out.dtype in _OTHER_FLOATS:
+                raise unsupported(name, f"a result of {out.dtype}, whose arithmetic is not covered; use float32")
             return out
 
         return rounded
@@ -248,10 +253,17 @@ class EngineMode(TorchDispatchMode):
         return run
 
 
-_NO_WIDER = frozenset(
+_NONE: frozenset[str] = frozenset()
+
+
+def _wide(args: tuple) -> bool:
+    return any(isinstance(a, torch.Tensor) and a.dtype is torch.float64 for a in args)
+
+
+_OTHER_FLOATS = frozenset(
     t for t in vars(torch).values()
     if isinstance(t, torch.dtype) and (t.is_floating_point or t.is_complex)
-    and t not in (torch.float32, torch.bfloat16, torch.float16)
+    and t not in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 )  # fmt: skip
 
 

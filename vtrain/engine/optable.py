@@ -39,7 +39,8 @@ class Entry:
         native_when: with a handler: arguments for which the operation runs natively all the same.
         version: raised when the handler's bits change.
         why: reason for a refusal.
-        decomposed: whether PyTorch's own decomposition runs in its place, its operations being looked up in turn.
+        decomposed: whether other operations run in its place, each looked up in turn: ``handler(*args, **kwargs)``, or
+            without one PyTorch's own decomposition.
     """
 
     name: str
@@ -97,6 +98,20 @@ def decompose(names: Iterable[str]) -> None:
     """Register operations that PyTorch's decomposition table reduces to others."""
     for name in names:
         add(Entry(f"aten.{name}", OpClass.COMPOSITE, decomposed=True))
+
+
+def composed(*names: str, version: int = 1) -> Callable[[Handler], Handler]:
+    """Decorator: ``handler(*args, **kwargs)`` says by torch calls what ``aten.<name>`` is; each is looked up in turn.
+
+    So nothing in it needs a definition of its own: it rounds, logs and draws as its parts do.
+    """
+
+    def decorate(handler: Handler) -> Handler:
+        for name in names:
+            add(Entry(f"aten.{name}", OpClass.COMPOSITE, handler, version=version, decomposed=True))
+        return handler
+
+    return decorate
 
 
 def forbid(why: str, names: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vtrain.engine.callsite import user_line
+from vtrain.errors import UsageError
 
 
 def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = False) -> tuple[bool, bool]:
@@ -37,7 +39,7 @@ def pinned() -> Iterator[None]:
     torch.set_deterministic_debug_mode(0)
     try:
         torch._C._set_mkldnn_enabled(False)
-        with full_precision(), sdpa_kernel(SDPBackend.MATH), uncompiled():
+        with full_precision(), sdpa_kernel(SDPBackend.MATH), uncompiled(), no_loaders():
             yield
     finally:
         for m, function in zip(modules, saved, strict=True):
@@ -98,3 +100,35 @@ def _warn_uncompiled() -> None:
         f"runs uncompiled (first at {user_line()})",
         stacklevel=2,
     )
+
+
+@contextlib.contextmanager
+def no_loaders() -> Iterator[None]:
+    """Within: to iterate a DataLoader is an error in this thread; others, which fetch the next batch, may.
+
+    A loader draws the seed of its order and its workers' from the global generator, and what it reads is no part of the
+    batch that a step commits to.
+
+    Raises:
+        UsageError: (inside) one is iterated.
+    """
+    loader: Any = getattr(sys.modules.get("torch.utils.data.dataloader"), "DataLoader", None)
+    if loader is None:
+        yield
+        return
+    original, owner = loader.__iter__, threading.get_ident()
+
+    @functools.wraps(original)
+    def iterate(self: Any) -> Any:
+        if threading.get_ident() == owner:
+            raise UsageError(
+                f"a DataLoader was iterated inside a step, at {user_line()}: fetch the batch before run.step(batch), "
+                "which commits to it"
+            )
+        return original(self)
+
+    loader.__iter__ = iterate
+    try:
+        yield
+    finally:
+        loader.__iter__ = original

@@ -1,7 +1,8 @@
 """One IEEE operation an element (numerics §2, class 2).
 
 An operand is a tensor or a Python number, which is rounded to float32 first. The operation is done in C and its result
-rounded once; that is what torch's own kernels do on tensors of one type, so those run natively.
+rounded once; that is what torch's own kernels do on tensors of one type, so those run natively. In float64 the number
+stays as it is, and the operation is its own rounding.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ def _width(engine: Engine, dtype: torch.dtype) -> torch.dtype:
     return F64 if dtype is F32 and engine.restricted and engine.format(dtype).p > 11 else F32
 
 
-def _operand(x: Operand, c: torch.dtype, device: torch.device) -> Tensor:
-    """An operand in C, on the device: there a scalar may be treated otherwise (a divisor becomes its inverse)."""
+def _operand(x: Operand, c: torch.dtype, device: torch.device, number: torch.dtype = F32) -> Tensor:
+    """An operand in C, on the device: there a scalar may be treated otherwise (a divisor becomes its inverse).
+
+    Args:
+        number: what a Python number is rounded to first.
+    """
     if isinstance(x, Tensor):
         return x.to(c) if x.device == device else x.to(device, c)
-    return torch.full((), x, dtype=F32, device=device).to(c)
+    return torch.full((), x, dtype=number, device=device).to(c)
 
 
 def _device(*operands: Operand) -> torch.device:
@@ -47,8 +52,11 @@ def once(
     engine: Engine, op: Callable[[Tensor, Tensor], Tensor], x: Operand, other: Operand, dtype: torch.dtype
 ) -> Tensor:
     """op(x, other) in C, rounded once to the target of ``dtype``."""
+    device = _device(x, other)
+    if dtype is F64:
+        return op(_operand(x, F64, device, F64), _operand(other, F64, device, F64))
     engine.format(dtype)
-    c, device = _width(engine, dtype), _device(x, other)
+    c = _width(engine, dtype)
     return engine.finish(op(_operand(x, c, device), _operand(other, c, device)), dtype)
 
 
@@ -88,14 +96,19 @@ def div(engine: Engine, x: Operand, other: Operand) -> Tensor:
     return once(engine, torch.div, x, other, _floating(x, other))
 
 
-def _scaled(engine: Engine, x: Operand, alpha: float) -> Operand:
-    """alpha * x, rounded to float32: a multiply-add must not be fused (numerics §2)."""
+def _scaled(engine: Engine, x: Operand, alpha: float, dtype: torch.dtype) -> Operand:
+    """alpha * x, rounded to float32 or float64: a multiply-add must not be fused (numerics §2)."""
+    if dtype is F64 and isinstance(x, Tensor):
+        return torch.mul(x.to(F64), alpha)
     return torch.mul(engine.lift(x), alpha) if isinstance(x, Tensor) else x * alpha
 
 
 def _add_in_place(engine: Engine, x: Tensor, other: Operand, alpha: float = 1) -> None:
     """x += alpha * other as an optimizer has it: the product goes through scratch memory."""
     if not isinstance(other, Tensor) or x.dtype is not F32 or engine.restricted:
+        x.copy_(add(engine, x, other, alpha))
+        return
+    if other.dtype is F64:
         x.copy_(add(engine, x, other, alpha))
         return
     wide = engine.lift(other)
@@ -106,7 +119,7 @@ def _sum(engine: Engine, op: Callable[..., Tensor], x: Operand, other: Operand, 
     dtype = torch.result_type(x, other)
     if not dtype.is_floating_point:
         return op(x, other * alpha)
-    return once(engine, op, x, other if alpha == 1 else _scaled(engine, other, alpha), dtype)
+    return once(engine, op, x, other if alpha == 1 else _scaled(engine, other, alpha, dtype), dtype)
 
 
 @register("add.Tensor", "add.Scalar", cls=ROUNDED, native_when=_plain, inplace=_add_in_place, version=2)
@@ -133,6 +146,26 @@ def rsub(engine: Engine, x: Tensor, other: Operand, alpha: float = 1) -> Tensor:
 def reciprocal(engine: Engine, x: Tensor) -> Tensor:
     """1 / x as one division; vector units also have approximate reciprocals."""
     return once(engine, torch.div, 1.0, x, x.dtype if x.is_floating_point() else F32)
+
+
+_SIGNED = frozenset((torch.int8, torch.int16, torch.int32, torch.int64))
+
+
+def _divisors(name: str) -> None:
+    native = getattr(torch, name)
+
+    def handler(engine: Engine, x: Tensor, other: Tensor) -> Tensor:
+        for t in (x, other):
+            if t.dtype in _SIGNED and bool((t == torch.iinfo(t.dtype).min).any()):
+                engine.refuse(f"the lowest number of {t.dtype}, whose magnitude it does not have")
+        return native(x, other)
+
+    handler.__doc__ = f"{name} of integers."
+    register(f"{name}.default", cls=OpClass.EXACT)(handler)
+
+
+for _name in ("gcd", "lcm"):
+    _divisors(_name)
 
 
 # ---- remainders -----------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def _keeps_type(x: Tensor, *args: object, dtype: torch.dtype | None = None, **kw
 def to_copy(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
     """x in another type, device or layout, in memory of its own."""
     target = dtype or x.dtype
-    if target.is_floating_point:
+    if target.is_floating_point and target is not F64:
         engine.format(target)
     rounded = target is F32 and engine.restricted  # what enters a step is not rounded; what is copied there is
     y = round_once(x, engine.formats[F32]) if rounded else convert(engine, x, target)

@@ -16,7 +16,8 @@ native(
     transpose_.default t_.default squeeze_.default squeeze_.dim unsqueeze_.default _reshape_alias.default
     zeros.default zeros_like.default new_zeros.default ones.default ones_like.default new_ones.default full.default
     full_like.default new_full.default scalar_tensor.default eye.default eye.m fill.Scalar zero.default
-    zero_.default fill_.Scalar set_.source_Tensor
+    zero_.default fill_.Scalar set_.source_Tensor set_.source_Storage set_.default
+    diag_embed.default rot90.default _pack_padded_sequence.default masked_scatter_backward.default
     tril.default triu.default tril_indices.default triu_indices.default
     masked_fill.Scalar masked_select.default gather.default index.Tensor
     _unsafe_index.Tensor index_select.default take.default constant_pad_nd.default
@@ -37,9 +38,20 @@ native(
     any.default any.dim any.dims all.default all.dim all.dims nonzero.default count_nonzero.default
     floor.default ceil.default round.default trunc.default
     isin.Tensor_Tensor
-    one_hot.default is_same_size.default
+    one_hot.default is_same_size.default is_set_to.default _has_same_storage_numel.default
+    _is_all_true.default _is_any_true.default count_nonzero.dim_IntList nonzero_static.default
+    bitwise_and.Scalar_Tensor bitwise_or.Scalar_Tensor bitwise_xor.Scalar_Tensor bitwise_left_shift.Scalar_Tensor
+    bitwise_right_shift.Scalar_Tensor __lshift__.Tensor __rshift__.Tensor __ilshift__.Scalar __ilshift__.Tensor
+    __irshift__.Scalar __irshift__.Tensor heaviside.default frac.default
     max_pool2d_with_indices.default max_pool3d_with_indices.default adaptive_max_pool2d.default
     adaptive_max_pool3d.default
+    """.split(),
+)
+native(
+    OpClass.EXACT,
+    """
+    _assert_async.default _assert_async.msg _functional_assert_async.msg _assert_scalar.default
+    _assert_tensor_metadata.default _linalg_check_errors.default
     """.split(),
 )
 native(

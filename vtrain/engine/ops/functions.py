@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from vtrain.engine.core import F64, Engine
@@ -59,8 +60,19 @@ def _register(name: str) -> None:
     register(f"{name}.default", cls=OpClass.VARYING)(handler)
 
 
+@register("sqrt.default", cls=OpClass.VARYING, version=2)
+def sqrt(engine: Engine, x: Tensor) -> Tensor:
+    """sqrt of each element; that of a float64 is one IEEE operation."""
+    if x.dtype is not F64:
+        return settle_function(engine, "sqrt", x, engine.format(_result_dtype(x)))
+    if x.device.type != "cpu":
+        return torch.sqrt(x)
+    with np.errstate(invalid="ignore"):
+        return torch.from_numpy(np.asarray(np.sqrt(x.detach().numpy())))
+
+
 _FUNCTIONS = """
-    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh asinh
+    exp exp2 expm1 log log2 log10 log1p rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh asinh
     acosh atanh
 """
 for _name in _FUNCTIONS.split():
@@ -125,10 +137,14 @@ def power(engine: Engine, x: Tensor, exponent: float, dtype: torch.dtype) -> Ten
     if exponent == 1:
         return x.to(dtype, copy=True)
     if exponent in (2, 3):
+        if dtype is F64:
+            return torch.mul(x.to(F64), x) if exponent == 2 else torch.mul(torch.mul(x.to(F64), x), x)
         x = engine.lift(x)
         square = torch.mul(x, x)
         return engine.finish(square if exponent == 2 else square.mul_(x), dtype)
     if exponent == 0.5:
+        if dtype is F64:
+            return sqrt(engine, x.to(F64))
         return settle_function(engine, "sqrt", x, engine.format(dtype))
     return settle_power(engine, x, exponent, engine.format(dtype))
 

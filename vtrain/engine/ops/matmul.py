@@ -116,34 +116,40 @@ def _check(engine: Engine, a: Tensor, b: Tensor) -> None:
         engine.refuse(f"operands of dtypes {a.dtype} and {b.dtype}")
 
 
-@register("mm.default", "bmm.default", cls=OpClass.VARYING, version=2)
+def _whole(*args: object, **kwargs: object) -> bool:
+    """Products of integers, whose sums have no order: they wrap."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    return not any(t.is_floating_point() or t.is_complex() for t in tensors)
+
+
+@register("mm.default", "bmm.default", cls=OpClass.VARYING, native_when=_whole, version=2)
 def mm(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
     """a @ b."""
     _check(engine, a, b)
     return product(engine, a, b)
 
 
-@register("addmm.default", "baddbmm.default", cls=OpClass.VARYING, version=2)
+@register("addmm.default", "baddbmm.default", cls=OpClass.VARYING, native_when=_whole, version=2)
 def addmm(engine: Engine, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta * bias + alpha * a @ b."""
     _check(engine, a, b)
     return product(engine, a, b, bias, alpha, beta)
 
 
-@register("mv.default", cls=OpClass.VARYING, version=2)
+@register("mv.default", cls=OpClass.VARYING, native_when=_whole, version=2)
 def mv(engine: Engine, a: Tensor, x: Tensor) -> Tensor:
     """Matrix times vector."""
     return product(engine, a, x.unsqueeze(1)).squeeze(1)
 
 
-@register("addmv.default", cls=OpClass.VARYING, version=2)
+@register("addmv.default", cls=OpClass.VARYING, native_when=_whole, version=2)
 def addmv(engine: Engine, bias: Tensor, a: Tensor, x: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta * bias + alpha * a @ x."""
     column = bias.expand(a.shape[0]).unsqueeze(1)
     return product(engine, a, x.unsqueeze(1), column, alpha, beta).squeeze(1)
 
 
-@register("dot.default", "vdot.default", cls=OpClass.VARYING, version=2)
+@register("dot.default", "vdot.default", cls=OpClass.VARYING, native_when=_whole, version=2)
 def dot(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
     """Inner product of two vectors."""
     return product(engine, a.unsqueeze(0), b.unsqueeze(1)).view(())

@@ -38,7 +38,7 @@ def _new(name: str) -> None:
 
 
 for _name in ("empty.memory_format", "empty_like.default", "empty_strided.default", "new_empty.default",
-              "new_empty_strided.default"):  # fmt: skip
+              "new_empty_strided.default", "empty_permuted.default"):  # fmt: skip
     _new(_name)
 
 
@@ -80,7 +80,8 @@ def item(engine: Engine, x: Tensor) -> float:
 
 
 def _strided(name: str) -> None:
-    native = getattr(aten, name).default
+    packet, overload = name.split(".")
+    native = getattr(getattr(aten, packet), overload)
 
     def handler(engine: Engine, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out = native(x, *args, **kwargs)
@@ -89,8 +90,9 @@ def _strided(name: str) -> None:
         return out
 
     handler.__doc__ = f"{name}; where its indices meet in an element, it can't be written to."
-    register(f"{name}.default", cls=EXACT, version=2)(handler)
+    register(name, cls=EXACT, version=2)(handler)
 
 
-for _name in ("as_strided", "as_strided_", "unfold"):
+# a storage given to a tensor is memory that it sees from now on: as ``torch.load`` and ``copy.deepcopy`` make tensors
+for _name in ("as_strided.default", "as_strided_.default", "unfold.default", "set_.source_Storage_storage_offset"):
     _strided(_name)

@@ -271,7 +271,7 @@ def group_norm(
     engine: Engine, x: Tensor, weight: Maybe, bias: Maybe, n: int, channels: int, area: int, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layer norm within each sample's groups of channels, then weight and bias per channel."""
-    grouped = engine.lift(x).contiguous().view(n, groups, -1)
+    grouped = engine.lift(x).contiguous().view(n, groups, channels // groups * area)
     mean, y, var = moments(engine, grouped, [2])
     rstd = inverse_std(engine, var, eps)
     y = y.mul_(rstd).view(n, channels, area)
@@ -298,7 +298,7 @@ def group_norm_backward(
 ) -> tuple[Maybe, Maybe, Maybe]:
     """As layer norm within each group; dw and db per channel."""
     g = engine.lift(grad).contiguous().view(n, channels, area)
-    grouped = engine.lift(x).contiguous().view(n, groups, -1)
+    grouped = engine.lift(x).contiguous().view(n, groups, channels // groups * area)
     xhat = torch.sub(grouped, mean.view(n, groups, 1)).mul_(rstd.view(n, groups, 1)).view(n, channels, area)
     dw = db = None
     if mask[1] and weight is not None:
@@ -307,8 +307,8 @@ def group_norm_backward(
         db = engine.finish(settled_sum(engine, g, [0, 2], part="db"), x.dtype if weight is None else weight.dtype)
     if not mask[0]:
         return None, dw, db
-    gw = (g if weight is None else torch.mul(g, _channels(engine.lift(weight), g))).view(n, groups, -1)
-    xhat = xhat.view(n, groups, -1)
+    gw = (g if weight is None else torch.mul(g, _channels(engine.lift(weight), g))).view(grouped.shape)
+    xhat = xhat.view(grouped.shape)
     count = gw.shape[2]
     mean_g = settled_sum(engine, gw, [2], part="mean_g", divisor=count).unsqueeze(2)
     mean_gx = settled_sum(engine, torch.mul(gw, xhat), [2], part="mean_gx", divisor=count).unsqueeze(2)

@@ -141,6 +141,22 @@ def bucketize(engine: Engine, x: Tensor, boundaries: Tensor, **kwargs: object) -
     return aten.bucketize.Tensor(x, boundaries, **kwargs)
 
 
+@register("searchsorted.Scalar", cls=EXACT)
+def searchsorted_number(
+    engine: Engine, boundaries: Tensor, number: float, *, sorter: Tensor | None = None, **kwargs: object
+) -> Tensor:
+    """As ``searchsorted``, of one number, taken as the boundaries' type has it."""
+    _check_sorted(engine, boundaries if sorter is None else boundaries.gather(-1, sorter))
+    value = as_number(number, boundaries.dtype) if boundaries.is_floating_point() else number
+    return aten.searchsorted.Scalar(boundaries, value, sorter=sorter, **kwargs)
+
+
+@register("bucketize.Scalar", cls=EXACT)
+def bucketize_number(engine: Engine, number: float, boundaries: Tensor, **kwargs: object) -> Tensor:
+    """As ``searchsorted``, of one number."""
+    return searchsorted_number(engine, boundaries, number, **kwargs)
+
+
 @register("repeat_interleave.Tensor", cls=EXACT, version=2)
 def repeat_interleave(engine: Engine, repeats: Tensor, *, output_size: int | None = None) -> Tensor:
     """Each index as often as it says; a wrong ``output_size`` is an error on every device."""

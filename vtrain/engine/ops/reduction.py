@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,11 +23,23 @@ _MOST_FACTORS = 1000  # 2^-1000 is a normal float64
 
 
 def normal_dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
-    """Dimensions to reduce, ascending; None and an empty list mean all."""
+    """Dimensions to reduce, ascending; None and an empty list mean all. A number has one to name, and none to reduce.
+
+    Raises:
+        IndexError, RuntimeError: torch's, for one that x does not have, or has been named before.
+    """
     if dim is None or (isinstance(dim, Sequence) and not dim):
         return list(range(x.dim()))
+    n = max(1, x.dim())
     dims = [dim] if isinstance(dim, int) else list(dim)
-    return sorted(d % max(1, x.dim()) for d in dims)
+    for d in dims:
+        if not -n <= d < n:
+            raise IndexError(f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {d})")
+    found = sorted(d % n for d in dims)
+    for d, following in itertools.pairwise(found):
+        if d == following:
+            raise RuntimeError(f"dim {d} appears multiple times in the list of dims")
+    return found if x.dim() else []
 
 
 def _rows(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -37,7 +50,7 @@ def _rows(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, list[int]]:
     rows = math.prod(shape)
     if x.is_contiguous() and dims and kept and max(dims) < min(kept):
         return x.view(n, rows).t(), shape
-    return x.permute(*kept, *dims).reshape(rows, n), shape
+    return x.permute([*kept, *dims]).reshape(rows, n), shape
 
 
 def sum_and_scale(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -223,6 +236,7 @@ def norm(
 @register("cumsum.default", cls=OpClass.VARYING, native_when=_no_floats)
 def cumsum(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Running sums along dim."""
+    normal_dims(x, dim)
     if engine.canonical:
         return engine.fixed("", canonical.running_sum(x.to(F32), dim), engine.format(dtype or x.dtype))
     wide = x.to(F64)
@@ -249,7 +263,7 @@ def _joined(mantissa: Tensor, exponent: Tensor) -> Tensor:
 @register("cumprod.default", cls=OpClass.VARYING, native_when=_no_floats)
 def cumprod(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Running products along dim in float64: up to n - 1 roundings, each relative."""
-    n = x.shape[dim] if x.dim() else 1
+    n = math.prod(x.shape[d] for d in normal_dims(x, dim))
     mantissa, exponent = _factors(engine, x, n)
     y = _joined(mantissa.cumprod(dim), exponent.cumsum(dim))
     return engine.function(y, engine.format(dtype or x.dtype), kappa=sum_kappa(n, "float64", 8))
@@ -284,7 +298,7 @@ def prod(
     engine: Engine, x: Tensor, dim: int | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Product over dim in float64: n - 1 roundings, each relative."""
-    n = x.numel() if dim is None else x.shape[dim]
+    n = math.prod(x.shape[d] for d in normal_dims(x, dim))
     mantissa, exponent = _factors(engine, x, n)
     if dim is None:
         y = _joined(mantissa.prod(), exponent.sum())
@@ -298,6 +312,9 @@ def logsumexp(engine: Engine, x: Tensor, dim: Sequence[int], keepdim: bool = Fal
     """log(sum(exp(x - max))) + max."""
     dims = normal_dims(x, dim)
     wide = engine.lift(x)
+    if not x.numel():  # a sum of nothing
+        kept = [n for d, n in enumerate(x.shape) if d not in dims]
+        return _keep(torch.full(kept, float("-inf"), dtype=x.dtype, device=x.device), x, dims, keepdim)
     top = wide.amax(dims, keepdim=True)
     top = torch.where(top.isinf(), 0.0, top)
     total = settled_sum(engine, exp32(engine, torch.sub(wide, top), "exp"), dims, part="sum")

@@ -9,7 +9,7 @@ import torch
 
 from vtrain.engine.core import Engine, over
 from vtrain.engine.ops.functions import exp32, log32, settle_function
-from vtrain.engine.ops.reduction import settled_sum
+from vtrain.engine.ops.reduction import normal_dims, settled_sum
 from vtrain.engine.optable import register
 from vtrain.kernels import canonical
 from vtrain.rounding.formats import FLOAT32
@@ -23,7 +23,8 @@ def _shifted(engine: Engine, x: Tensor, dim: int) -> Tensor:
 
 
 def _sum_keep(engine: Engine, x: Tensor, dim: int, part: str) -> Tensor:
-    return settled_sum(engine, x, [dim % max(1, x.dim())], part=part).unsqueeze(dim)
+    total = settled_sum(engine, x, normal_dims(x, dim), part=part)
+    return total.unsqueeze(dim) if x.dim() else total
 
 
 def _fixed(engine: Engine, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -38,6 +39,7 @@ def _out_dtype(x: Tensor, half_to_float: bool) -> torch.dtype:
 @register("_softmax.default", version=2)
 def softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """exp(x - max) / sum(exp(x - max))."""
+    normal_dims(x, dim)
     if x.numel() == 0:
         return x.clone()
     if engine.canonical:
@@ -56,6 +58,7 @@ def safe_softmax(engine: Engine, x: Tensor, dim: int, dtype: torch.dtype | None 
 @register("_log_softmax.default", version=2)
 def log_softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """(x - max) - log(sum(exp(x - max)))."""
+    normal_dims(x, dim)
     if x.numel() == 0:
         return x.clone()
     if engine.canonical:
