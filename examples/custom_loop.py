@@ -44,11 +44,15 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 
+def extra(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a checkpoint keeps besides model and optimizer."""
+    return {"schedule": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)}
+
+
 def train(run: Any, data_seed: int) -> None:
     """The loop: only the lines with ``run`` are vtrain's."""
     data = load("topics", block=BLOCK)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(run.optimizer, T_max=STEPS)
-    for step in range(1, STEPS + 1):
+    for step in range(run.steps_done + 1, STEPS + 1):
         indices = batch_indices(data_seed, step, BATCH, len(data))
         ids = torch.stack([torch.from_numpy(data[i]["input_ids"]) for i in indices])
         with run.step(ids, indices=indices):
@@ -58,7 +62,7 @@ def train(run: Any, data_seed: int) -> None:
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.metric(loss=loss)
-        schedule.step()
+        run.extra["schedule"].step()
         print(f"step {step}: loss {loss.item():.6f}")
 
 
@@ -69,10 +73,10 @@ def main() -> int:
     parser.add_argument("--data-seed", type=int, default=0, help="of the order of the samples")
     args = parser.parse_args()
     if args.mode == "record":
-        with record(args.run, model=Reader, optimizer=adamw, seed=0, checkpoint_every=3) as run:
+        with record(args.run, model=Reader, optimizer=adamw, extra=extra, seed=0, checkpoint_every=3) as run:
             train(run, args.data_seed)
         return 0
-    with replay(args.run, model=Reader, optimizer=adamw) as run:
+    with replay(args.run, model=Reader, optimizer=adamw, extra=extra) as run:
         train(run, args.data_seed)
     print(run.verdict)
     return run.verdict.exit_code

@@ -65,7 +65,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "text"), WRONG, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(("change", "text"), WRONG, ids=lambda value: value[:50] if isinstance(value, str) else "")
 def test_recording_with_a_wrong_argument(
     change: dict[str, Any], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +88,7 @@ REPLAY: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "text"), REPLAY, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(("change", "text"), REPLAY, ids=lambda value: value[:50] if isinstance(value, str) else "")
 def test_replaying_with_a_wrong_argument(change: dict[str, Any], text: str) -> None:
     given = {"path": "nowhere", "model": model, "optimizer": sgd, **change}
     with pytest.raises(VtrainError, match=text) as caught, replay(given.pop("path"), **given):

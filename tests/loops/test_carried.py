@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import batch, net, sgd, two_nets
+from loop_cases import batch, net, sgd, two_nets
 
 from trainer import record
 from vtrain.errors import StateError

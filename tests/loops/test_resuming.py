@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loops import CASES, STEPS, Case
+from loop_cases import CASES, STEPS, Case
 
 from auditor import replay
 from auditor.evidence import open_run
