@@ -59,7 +59,11 @@ class Form:
         results = run(args, {k: v for k, v in kwargs.items() if k not in self.outs})
         results = results if isinstance(results, tuple) else (results,)
         for target, value in zip(targets, results, strict=True):
-            _put(target.resize_(value.shape), value)
+            if isinstance(target, torch.Tensor):
+                _put(target.resize_(value.shape), value)
+                continue
+            for part, piece in zip(target, value, strict=True):  # as a list, where the results are one
+                _put(part.resize_(piece.shape), piece)
         return targets[0] if len(targets) == 1 else tuple(targets)
 
 
