@@ -309,3 +309,80 @@ def test_nothing(policy: str) -> None:
         assert torch.zeros(3).scatter_reduce(0, torch.empty(0, dtype=torch.int64), torch.empty(0), "prod").sum() == 0
         torch.nn.functional.group_norm(empty, 2).sum().backward()
         assert empty.median().isnan()
+
+
+# ---- the gradient scaler --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("found", [0.0, 1.0])
+@pytest.mark.parametrize(("scale", "tracker"), [(8.0, 0), (8.0, 1), (8.0, 2), (3e38, 2)])
+def test_a_scale_is_updated_as_torch_does(found: float, scale: float, tracker: int) -> None:
+    def update() -> list[Tensor]:
+        state = [torch.tensor(scale), torch.tensor(tracker, dtype=torch.int32), torch.tensor(found)]
+        torch._amp_update_scale_(*state, 2.0, 0.5, 3)
+        return state
+
+    with step():
+        here = update()
+    assert [t.item() for t in here] == [t.item() for t in update()]
+
+
+@pytest.mark.parametrize("odd", [1.0, INF, -INF, NAN])
+def test_gradients_are_unscaled_and_checked_as_torch_does(odd: float) -> None:
+    def unscale() -> list[Tensor]:
+        gradients, found = [torch.tensor([1.0, -3.0]), torch.tensor([odd]), torch.zeros(0)], torch.zeros(1)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.tensor(0.3))
+        return [*gradients, found]
+
+    with step():
+        here = unscale()
+    assert [bits(t) for t in here] == [bits(t) for t in unscale()]
+    assert here[-1].item() == (0.0 if math.isfinite(odd) else 1.0)
+
+
+# ---- copies of views ------------------------------------------------------------------------------------------------
+aten = torch.ops.aten
+COPIES: dict[str, Callable[[Tensor], object]] = {
+    "expand": lambda x: aten.expand_copy(x[:, :1], [3, 4]),
+    "permute": lambda x: aten.permute_copy(x, [1, 0]),
+    "select": lambda x: aten.select_copy(x, 0, 1),
+    "slice": lambda x: aten.slice_copy(x, 1, 0, 4, 2),
+    "split": lambda x: aten.split_copy(x, 2),
+    "split into": lambda x: _into(lambda out: aten.split_copy(x, 2, out=out)),
+    "sizes": lambda x: aten.split_with_sizes_copy(x, [1, 2]),
+    "unbind": lambda x: aten.unbind_copy(x, 1),
+    "view": lambda x: aten.view_copy(x, [2, 6]),
+    "narrow": lambda x: aten.narrow_copy(x, 1, 1, 2),
+    "as_strided": lambda x: aten.as_strided_copy(x, [2, 2], [4, 2], 1),
+    "diagonal_scatter": lambda x: torch.diagonal_scatter(x, torch.full((3,), 9.0)),
+    "as_strided_scatter": lambda x: torch.as_strided_scatter(x, torch.full((2, 2), 9.0), (2, 2), (1, 4)),
+    "put": lambda x: x.put(torch.tensor([0, -1]), torch.tensor([7.0, 8.0])),
+    "put and add": lambda x: x.put(torch.tensor([0, 0]), torch.tensor([7.0, 8.0]), accumulate=True),
+    "block_diag": lambda x: torch.block_diag(x, torch.ones(2), torch.tensor(5)),
+    "resize_as": lambda x: x.clone().resize_as_(torch.empty(2, 6)),
+    "unpool": lambda x: torch.nn.functional.max_unpool2d(*_pooled(), 2),
+    "isin a number": lambda x: (torch.isin(x, 0.5), torch.isin(x, 0.5, invert=True), torch.isin(0.5, x)),
+    "round": lambda x: (torch.round(x * 1.37, decimals=1), torch.round(x * 137, decimals=-1)),
+    "nansum": lambda x: torch.cat([x, torch.full((1, 4), NAN)]).nansum(0, keepdim=True),
+    "allclose": lambda x: [torch.tensor(torch.allclose(x, x + d)) for d in (0.0, 1e-9, 1e-2)],
+}
+
+
+def _into(call: Callable[[list[Tensor]], object]) -> list[Tensor]:
+    out = [torch.empty(2, 4), torch.empty(1, 4)]
+    call(out)
+    return out
+
+
+def _pooled() -> tuple[Tensor, Tensor]:
+    image = torch.arange(32.0).view(1, 2, 4, 4)
+    return torch.nn.functional.max_pool2d(image, 2, return_indices=True)
+
+
+@pytest.mark.parametrize("name", list(COPIES))
+def test_arrangements_are_torchs(name: str) -> None:
+    x = torch.arange(12.0).view(3, 4) / 8
+    with step():
+        found = COPIES[name](x)
+    wanted = COPIES[name](x)
+    for a, b in zip(*(list(v) if isinstance(v, list | tuple) else [v] for v in (found, wanted)), strict=True):
+        assert a.shape == b.shape and a.dtype is b.dtype and torch.equal(a, b)
+        assert a.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()

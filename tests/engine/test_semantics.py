@@ -46,6 +46,13 @@ def w(x: Tensor, like_: Tensor) -> Tensor:
 
 W33, W1, WD = t(6, 4, 3, 3) / 6, t(6, 4, 1, 1) / 2, t(8, 1, 3, 3) / 3
 CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "matrix_exp": (torch.linalg.matrix_exp, (t(4, 4),)),
+    "matrix_exp of large ones": (torch.linalg.matrix_exp, (t(2, 3, 3) * 4,)),
+    "solve": (torch.linalg.solve, (t(2, 4, 4) + 3 * torch.eye(4), t(2, 4, 3))),
+    "solve, exchanged": (lambda a, b: torch.linalg.solve(a.flip(0), b), (t(4, 4) + 3 * torch.eye(4), t(4))),
+    "solve from the right": (lambda a, b: torch.linalg.solve(a, b, left=False), (t(4, 4) + 3 * torch.eye(4), t(2, 4))),
+    "inverse": (torch.linalg.inv, (t(4, 4) + 3 * torch.eye(4),)),
+    "reflections": (torch.linalg.householder_product, (t(5, 3) * 0.3, positive(3))),
     "matmul 2d": (torch.matmul, (t(5, 7), t(7, 3))),
     "matmul batched": (torch.matmul, (t(2, 3, 5, 7), t(2, 3, 7, 4))),
     "matmul broadcast": (torch.matmul, (t(3, 5, 7), t(7, 4))),
@@ -237,6 +244,17 @@ NOTHING_TO_SETTLE = {
     "addcdiv", "norm inf", "cat split", "sort", "topk", "hardswish", "hardsigmoid", "pow 2", "pow 3", "reciprocal",
     "reflect", "softshrink", "hardshrink", "nan_to_num", "cross",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 4), (3, 5), (2, 4, 3)])
+def test_reflections_give_the_matrix_again(shape: tuple[int, ...]) -> None:
+    a = t(*shape)
+    with Session(Plain(), Policy(), 0).step(1):
+        factors, tau = torch.geqrf(a)
+        zero = torch.geqrf(torch.zeros(3, 2))
+    wanted, factor = torch.geqrf(a.double())
+    assert torch.allclose(factors.double(), wanted, atol=1e-5) and torch.allclose(tau.double(), factor, atol=1e-5)
+    assert not any(part.any() for part in zero)
 
 
 def test_grouped_products_are_the_products_of_the_groups() -> None:

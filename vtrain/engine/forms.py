@@ -57,9 +57,14 @@ class Form:
             return run(args, kwargs)
         targets = [kwargs[name] for name in self.outs]
         results = run(args, {k: v for k, v in kwargs.items() if k not in self.outs})
-        results = results if isinstance(results, tuple) else (results,)
+        if not isinstance(targets[0], torch.Tensor):  # a list for a result that is one; such a form gives nothing
+            targets, results, gives = targets[0], tuple(results), False
+        else:
+            results, gives = results if isinstance(results, tuple) else (results,), True
         for target, value in zip(targets, results, strict=True):
             _put(target.resize_(value.shape), value)
+        if not gives:
+            return None
         return targets[0] if len(targets) == 1 else tuple(targets)
 
 
