@@ -96,7 +96,7 @@ def test_replaying_with_a_wrong_argument(change: dict[str, Any], text: str) -> N
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("made", [lambda: Policy("chain"), lambda: Policy({"matmul": "chain"})])
+@pytest.mark.parametrize("made", [lambda: Policy("chain"), lambda: Policy({"matmul": "chain"})], ids=["text", "dict"])
 def test_policy_takes_keys(made: Callable[[], Policy]) -> None:
     with pytest.raises(UsageError, match=r"want keys, such as Policy\(matmul='chain'\)"):
         made()
@@ -113,7 +113,7 @@ class Made(nn.Linear):
         {"model": Made}, {"model": lambda *a, **k: model()}, {"seed": "7"}, {"seed": 2**128 - 1}, {"optimizer": None},
         {"optimizer": lambda m, lr=0.1: torch.optim.SGD(m.parameters(), lr=lr)}, {"policy": None},
     ],
-    ids=lambda value: str(value)[:50],
+    ids=["class", "function", "seed", "large seed", "no optimizer", "optimizer", "no policy"],
 )  # fmt: skip
 def test_what_is_right_is_taken(change: dict[str, Any], tmp_path: Path) -> None:
     given = {"model": model, "optimizer": sgd, "key": KEY, **change}
