@@ -11,7 +11,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/vtrain demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

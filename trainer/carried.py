@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from vtrain.engine import attributes, state
@@ -31,6 +30,20 @@ def _watched(step: int) -> bool:
     return step in (2, 3) or (step >= 10 and tens[0] == "1" and tens[1:-1].strip("0") == "" and tens[-1] in "01")
 
 
+class _Memory:
+    """A tensor's memory, without keeping it: while this lives, no other memory has its key."""
+
+    def __init__(self, t: Tensor) -> None:
+        self._weak = t.untyped_storage()._weak_ref()
+
+    def expired(self) -> bool:
+        """Whether nobody holds it any more."""
+        return bool(torch.UntypedStorage._expired(self._weak))
+
+    def __del__(self) -> None:
+        torch.UntypedStorage._free_weak_ref(self._weak)
+
+
 def _key(t: Tensor) -> int:
     return t.untyped_storage()._cdata
 
@@ -45,8 +58,8 @@ class Carried:
 
     def __init__(self, loop: Loop, beyond: Beyond) -> None:
         self._loop, self._beyond = loop, beyond
-        self._before: dict[int, StorageWeakRef] = {}
-        self._here: dict[int, StorageWeakRef] = {}
+        self._before: dict[int, _Memory] = {}
+        self._here: dict[int, _Memory] = {}
         self._made: set[int] = set()
         self._reached: dict[int, str] = {}
 
@@ -67,7 +80,7 @@ class Carried:
             yield
         finally:
             engine.seen = None
-        kept |= set(self._kept())
+        kept = set(self._kept())
         places = sorted(
             {where for key, where in self._reached.items() if key in kept and not self._here[key].expired()}
         )
@@ -90,16 +103,21 @@ class Carried:
 
     def _see(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        where = ""
+        where, given = "", set()
         for t in operands:
             key = _key(t)
+            given.add(key)
             where = where or self._reached.get(key, "")
             if not where and key in self._before and key not in self._made:
                 where = user_line()
+        written = {_key(t) for t in _written(func, args, kwargs)}
         for t in (*_results(out), *_written(func, args, kwargs)):
             key = _key(t)
+            if key not in self._here:
+                if key in given and key not in written:
+                    continue  # a view of what comes from elsewhere
+                self._here[key] = _Memory(t)
             self._made.add(key)
-            self._here[key] = StorageWeakRef(t.untyped_storage())
             if where:
                 self._reached[key] = where
             else:

@@ -191,7 +191,7 @@ def test_a_program_cannot_undo_it(monkeypatch: pytest.MonkeyPatch, of_a_file: tu
 
 
 def test_a_program_that_exits_is_no_success(monkeypatch: pytest.MonkeyPatch, of_a_file: tuple[Path, Path]) -> None:
-    with pytest.raises(ProgramError, match="ended the replay: SystemExit"):
+    with pytest.raises(ProgramError, match="SystemExit: 0"):
         audited_as(monkeypatch, of_a_file, "hook")
 
 

@@ -258,7 +258,7 @@ def test_a_missing_operation() -> None:
     found = challenger(honest(), Skipped).dispute(4)
     assert found is not None
     assert (found.result, found.operation) == ("refuted", "aten.relu.default")
-    assert found.why.startswith("operation 7 of the step is ")
+    assert found.why.startswith("operation 5 of the step is ")
 
 
 def test_other_data() -> None:

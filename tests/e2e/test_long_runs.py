@@ -58,7 +58,10 @@ def train_and_audit(folder: Path, size: dict[str, int], seed: int, target: str, 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("target", "threshold"), [("float32", "certified"), ("bfloat16", "adaptive")])
+@pytest.mark.parametrize(
+    ("target", "threshold"),
+    [("float32", "certified"), pytest.param("bfloat16", "adaptive", marks=pytest.mark.slow)],
+)
 def test_fifteen_steps(tmp_path: Path, target: str, threshold: str) -> None:
     verdict = train_and_audit(tmp_path, SHORT, 0, target, threshold)
     assert verdict["result"] == "verified", verdict["detail"]

@@ -85,6 +85,7 @@ def check_bits(policy: str, count: int) -> None:
         assert {name: (d, first[name]) for name, d in other.items() if d != first[name]} == {}
 
 
+@pytest.mark.slow
 def test_every_machine_has_the_same_bits() -> None:
     check_bits("chain", FEW)
 

@@ -367,3 +367,16 @@ def test_a_check_that_can_fail() -> None:
             settings.check_workers()
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_distributions_check_their_arguments_whatever_was_compiled_before(session: Session) -> None:
+    kind = torch.distributions.Distribution
+    before = kind._validate_args
+    try:
+        for setting in (True, False):
+            kind.set_default_validate_args(setting)
+            with session.step(1), pytest.raises(ValueError, match="constraint"):
+                torch.distributions.Normal(0.0, -torch.ones(2))
+            assert kind._validate_args is setting
+    finally:
+        kind.set_default_validate_args(before)

@@ -111,7 +111,7 @@ def test_limit_on_file_sizes(tmp_path: Path, limit: int) -> None:
         try:
             make(run)
         except StorageError as error:
-            os.write(descriptor, str(error).encode()[:150])
+            os.write(descriptor, str(error).encode()[-150:])
             raise SystemExit(0) from error
 
     assert child(work) == 1

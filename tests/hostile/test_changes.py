@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from calling import refused
@@ -150,8 +151,8 @@ def test_audit_uses_what_it_checked(run: Path, monkeypatch: Patch) -> None:
     """Each checkpoint is spoilt as soon as its digest was found right."""
     committed, spoilt = Evidence._committed, []
 
-    def after(self: Evidence, step: int, found: object) -> None:
-        committed(self, step, found)  # type: ignore[arg-type]
+    def after(self: Evidence, step: int, *found: Any) -> None:
+        committed(self, step, *found)
         for path in self.layout.checkpoint(step).glob("*.safetensors"):
             os.truncate(path, 0)
             spoilt.append(path)

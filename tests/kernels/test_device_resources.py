@@ -81,7 +81,7 @@ def growth(table: Resources, found: Resources) -> list[str]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=() if a in ("sm_80", "sm_120") else pytest.mark.slow) for a in ARCHITECTURES]
+    "arch", [pytest.param(a, marks=() if a == "sm_120" else pytest.mark.slow) for a in ARCHITECTURES]
 )
 def test_resources_do_not_grow(arch: str) -> None:
     try:

@@ -39,7 +39,9 @@ def run(program: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("flags", [ADDRESS, THREAD], ids=["address", "thread"])
+@pytest.mark.parametrize(
+    "flags", [pytest.param(ADDRESS, id="address"), pytest.param(THREAD, id="thread", marks=pytest.mark.slow)]
+)
 def test_no_kernel_is_reported(flags: list[str], tmp_path: Path) -> None:
     done = run(built(tmp_path, flags))
     assert done.returncode == 0, done.stderr[:3000]

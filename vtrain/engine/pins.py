@@ -25,7 +25,8 @@ def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = Fal
 def pinned() -> Iterator[None]:
     """Within: attention by the math backend, no oneDNN layers, no transformer fast path, no reduced precision
     (TF32, BF16 reductions, Winograd through cuDNN), default optimizers per tensor, nothing compiled, no deterministic
-    forms of torch's own (which take other operations); all restored at the end."""
+    forms of torch's own (which take other operations), distributions that check their arguments; all restored at the
+    end."""
     from torch.optim import adagrad, adam, adamw, optimizer, rmsprop, sgd
 
     modules = [m for m in (optimizer, adam, adamw, sgd, adagrad, rmsprop) if hasattr(m, "_default_to_fused_or_foreach")]
@@ -39,7 +40,7 @@ def pinned() -> Iterator[None]:
     torch.set_deterministic_debug_mode(0)
     try:
         torch._C._set_mkldnn_enabled(False)
-        with full_precision(), sdpa_kernel(SDPBackend.MATH), uncompiled(), no_loaders():
+        with full_precision(), sdpa_kernel(SDPBackend.MATH), uncompiled(), no_loaders(), validated():
             yield
     finally:
         for m, function in zip(modules, saved, strict=True):
@@ -100,6 +101,18 @@ def _warn_uncompiled() -> None:
         f"runs uncompiled (first at {user_line()})",
         stacklevel=2,
     )
+
+
+@contextlib.contextmanager
+def validated() -> Iterator[None]:
+    """Within: distributions check their arguments, by operations too; torch.compile, once used, turns that off."""
+    kind = torch.distributions.Distribution
+    before = kind._validate_args
+    kind.set_default_validate_args(True)
+    try:
+        yield
+    finally:
+        kind.set_default_validate_args(before)
 
 
 @contextlib.contextmanager

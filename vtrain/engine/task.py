@@ -154,7 +154,9 @@ class Task:
         if self._data is None and self._unread and wanted and (found := self.own_digest()) != wanted:
             raise UnsupportedError(
                 f"the program's data set is {found or 'without a digest'} here, and {wanted} in the job: its samples "
-                "must be the same at every look (draw augmentation in the loss), and the files that they come from too"
+                "must be the same at every look (draw augmentation in the loss) and on every processor (torch's own "
+                "float draws, linspace, exp and interpolation are not: use vtrain.seeded, integers or files), and the "
+                "files that they come from too"
             )
         self._unread = False
 
