@@ -51,7 +51,8 @@ def call(folder: Path, command: list[str], **variables: str) -> tuple[int, str]:
 
 LIGHT = ["--help", "verify run", "inspect run", "report run --out page.html", "prove run --step 1", "keygen new.key"]
 COMMANDS = [
-    pytest.param("doctor --profile baseline", marks=pytest.mark.slow), pytest.param("audit run", marks=pytest.mark.slow),
+    pytest.param("doctor --profile baseline", marks=pytest.mark.slow),
+    pytest.param("audit run", marks=pytest.mark.slow),
     "audit run --profile baseline --jobs 2 --threads 1",
     "train job.toml --out made --key mine.key --profile avx2", "dispute run --replay",
     pytest.param("calibrate job.toml --thresholds --steps 1", marks=pytest.mark.slow),

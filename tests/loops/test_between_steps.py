@@ -262,3 +262,22 @@ def test_an_evaluation_that_changes_something_is_an_error(tmp_path: Path) -> Non
         train(run, steps=1)
         with run.evaluation(batch(1)), torch.no_grad():
             run.model(batch(1))
+
+
+def test_a_hidden_change_in_a_large_tensor_is_seen_in_its_turn_and_at_checkpoints(tmp_path: Path) -> None:
+    wide = lambda: torch.nn.Linear(6, 4096)  # noqa: E731  # 96 KiB
+
+    def steps(run: Any, last: int) -> None:
+        for step in range(1, last + 1):
+            with run.step(batch(step)):
+                run.model(batch(step)).square().mean().backward()
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+            run.model.weight.data[-1, -1] += 1  # in the last part
+
+    for every, seen in ((100, 15), (3, 3)):
+        with (
+            pytest.raises(StateError, match=rf"model/weight changed after step {seen} and"),
+            record(tmp_path / f"run{every}", model=wide, optimizer=adam, checkpoint_every=every) as run,
+        ):
+            steps(run, 20)

@@ -17,7 +17,7 @@ from vtrain.engine.extra import Extra, objects
 from vtrain.engine.listener import Listener
 from vtrain.engine.metrics import one_number
 from vtrain.engine.session import Session, bits
-from vtrain.engine.snapshot import Snapshot
+from vtrain.engine.snapshot import PARTS, Snapshot
 from vtrain.errors import StateError, UsageError
 from vtrain.policy import Policy
 
@@ -207,7 +207,9 @@ class Loop:
         if self._kept is None:
             changed = ["model or optimizer"] if state.versions(self.model, self.optimizer) != self._versions else []
         else:
-            changed = self._kept.changed(state.collect(self.model, self.optimizer))
+            whole = self._failed or getattr(self._role, "due", False)
+            turn = None if whole else self.steps_done % PARTS
+            changed = self._kept.changed(state.collect(self.model, self.optimizer), turn)
         if changed and self._failed:
             raise StateError(
                 f"{self._failed} and left {_some(changed)} changed: call run.rollback() to go back to the end of step "

@@ -14,6 +14,8 @@ import torch
 from vtrain.engine.state import Files
 
 Tensor = torch.Tensor
+PARTS = 16  # in which a large tensor is looked at
+_SMALL = 1 << 16  # bytes up to which a tensor is looked at as a whole
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -26,6 +28,7 @@ class Snapshot:
 
     def __init__(self) -> None:
         self.files: Files = {}
+        self._marks: dict[str, tuple[int, int]] = {}
 
     def take(self, files: Files) -> None:
         """Copy these tensors in place of the ones before."""
@@ -33,18 +36,26 @@ class Snapshot:
         for file, tensors in files.items():
             old = before.get(file, {})
             self.files[file] = {name: _copied(t, old.get(name)) for name, t in tensors.items()}
+        self._marks = {name: _mark(t) for name, t in _flat(files).items()}
 
-    def changed(self, files: Files) -> list[str]:
+    def changed(self, files: Files, turn: int | None = None) -> list[str]:
         """Names ``file/name`` of tensors that are not as they were, in any bit.
 
         A gradient that was dropped or zeroed is as it was: programs do so between steps.
+
+        Args:
+            files: the tensors now.
+            turn: which of ``PARTS`` parts of a large tensor to compare, where neither its memory nor its version
+                counter has moved; None for all of it.
         """
         mine, theirs = _flat(self.files), _flat(files)
-        return sorted(
-            name
-            for name in {*mine, *theirs}
-            if not same(mine.get(name), theirs.get(name)) and not _cleared(name, theirs.get(name), name in mine)
-        )
+        found = []
+        for name in {*mine, *theirs}:
+            copy, t = mine.get(name), theirs.get(name)
+            moved = t is None or self._marks.get(name) != _mark(t)
+            if not same(copy, t, None if moved else turn) and not _cleared(name, t, copy is not None):
+                found.append(name)
+        return sorted(found)
 
 
 def _copied(t: Tensor, old: Tensor | None) -> Tensor:
@@ -53,16 +64,24 @@ def _copied(t: Tensor, old: Tensor | None) -> Tensor:
     return old.copy_(t)
 
 
+def _mark(t: Tensor) -> tuple[int, int]:
+    return t.data_ptr(), -1 if t.is_inference() else t._version
+
+
 def _flat(files: Files) -> dict[str, Tensor]:
     return {f"{file}/{name}": t for file, tensors in files.items() for name, t in tensors.items()}
 
 
-def same(copy: Tensor | None, t: Tensor | None) -> bool:
-    """Whether two tensors are one in type, shape and every bit; the first one is contiguous."""
+def same(copy: Tensor | None, t: Tensor | None, turn: int | None = None) -> bool:
+    """Whether two tensors are one in type, shape and every bit, or every one of a part; the first one is contiguous."""
     if copy is None or t is None or copy.shape != t.shape or copy.dtype is not t.dtype or copy.device != t.device:
         return copy is t
     if t.device.type == "cpu" and t.is_contiguous():
-        return _compare(copy.data_ptr(), t.data_ptr(), t.numel() * t.element_size()) == 0
+        size = t.numel() * t.element_size()
+        first, last = (
+            (0, size) if turn is None or size <= _SMALL else (size * turn // PARTS, size * (turn + 1) // PARTS)
+        )
+        return _compare(copy.data_ptr() + first, t.data_ptr() + first, last - first) == 0
     kind = _INTEGERS.get(t.element_size())
     if kind is None:
         return torch.equal(copy, t)
