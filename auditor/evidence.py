@@ -23,9 +23,10 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 MAX_ATTESTATION_BYTES = 1 << 20
 # A step has far fewer host scalars than sites; this only bounds memory.
 _MAX_SCALARS = 1 << 20
+_T = TypeVar("_T")  # a file of a checkpoint: tensors, or their chunks' hashes
 _SITE = re.compile(r"[ -~]{1,1000}")
 _NARROW = re.compile(r" (bfloat16|float16)\[", re.ASCII)  # a result in a 16-bit tensor
 _SHAPE = re.compile(r"[ -~]*\[((?:\d{1,15}(?:, \d{1,15}){0,63})?)\]", re.ASCII)
@@ -158,9 +160,7 @@ class Evidence:
             return self._final
         attested = step == self.last_step and self.attestation is not None
         scanned = scan_checkpoint(self.layout, step, whole=attested)
-        resume = scanned.pop(RESUME, None)
-        found = chunks_digest({name: file.tensors for name, file in scanned.items()})
-        self._committed(step, found, "" if resume is None else chunks_digest({RESUME: resume.tensors}).text)
+        found = self._committed(step, {name: file.tensors for name, file in scanned.items()}, chunks_digest)
         if attested:
             name, sha256 = self.subject
             if "model" not in scanned or scanned["model"].sha256 != sha256:
@@ -168,11 +168,17 @@ class Evidence:
             self._final = found
         return found
 
-    def _committed(self, step: int, found: StateDigest, resume: str) -> None:
+    def _committed(
+        self, step: int, files: Mapping[str, _T], digest: Callable[[dict[str, _T]], StateDigest]
+    ) -> StateDigest:
+        """The digest of a checkpoint's state, having compared all of it with the leaf."""
         leaf = self.leaves[step]
+        found = digest({name: tensors for name, tensors in files.items() if name != RESUME})
+        resume = digest({RESUME: files[RESUME]}).text if RESUME in files else ""
         for what, mine, theirs in (("state", found.text, leaf.state), (RESUME, resume, leaf.resume)):
             if mine != theirs:
                 raise CheckpointError(f"checkpoints/{step_name(step)}: {what} {mine}; the leaf commits to {theirs}")
+        return found
 
     def sites(self, step: int) -> list[str]:
         """The sequence of sites that a step commits to: operation, format and shape of each settled result.
@@ -270,9 +276,8 @@ class Evidence:
             PathError: a file is larger than `max_bytes`.
         """
         files, _ = read_checkpoint(self.layout, step, max_bytes=max_bytes)
-        resume = files.pop(RESUME, None)
-        self._committed(step, files_digest(files), "" if resume is None else files_digest({RESUME: resume}).text)
-        return files
+        self._committed(step, files, files_digest)
+        return {name: tensors for name, tensors in files.items() if name != RESUME}
 
     def _step_bounds(self, step: int) -> dict[str, int]:
         """Elements that each column of a step's log can have at most, from the sizes of its sites."""

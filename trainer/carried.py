@@ -110,11 +110,12 @@ class Carried:
             where = where or self._reached.get(key, "")
             if not where and key in self._before and key not in self._made:
                 where = user_line()
-        written = {_key(t) for t in _written(func, args, kwargs)}
-        for t in (*_results(out), *_written(func, args, kwargs)):
+        written = _written(func, args, kwargs)
+        changed = {_key(t) for t in written}
+        for t in (*_results(out), *written):
             key = _key(t)
             if key not in self._here:
-                if key in given and key not in written:
+                if key in given and key not in changed:
                     continue  # a view of what comes from elsewhere
                 self._here[key] = _Memory(t)
             self._made.add(key)

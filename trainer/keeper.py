@@ -131,9 +131,8 @@ class Keeper:
         self._writer.attest(environment())
 
     def interrupted(self) -> None:
-        """Write the last step's checkpoint, if one is due: what follows the step is done, or nothing does."""
-        if self.due:
-            self._flush(True)
+        """Write the last step's checkpoint, which is due: what follows the step is done, or nothing does."""
+        self._flush(True)
 
     def _calibrate(self, leaves: list[Leaf]) -> None:
         """Take up thresholds where the leaves up to the checkpoint left them."""

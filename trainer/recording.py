@@ -53,6 +53,8 @@ class Recording(OpenRun):
     @contextlib.contextmanager
     def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
         """As ``OpenRun.step``."""
+        self._prepare()
+        self._beyond.before_step()
         with self._carried.watching(self.steps_done + 1), super().step(batch, indices=indices):
             yield
 

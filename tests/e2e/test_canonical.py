@@ -69,18 +69,9 @@ def check_empty(replayed: dict[str, Any]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", QUICK)
-def test_canonical_runs_need_no_log(name: str, canonical: tuple[Outcomes, Outcomes]) -> None:
-    recorded, replayed = (found[name] for found in canonical)
-    check(name, recorded, replayed)
-    check_empty(replayed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", REST)
-def test_other_canonical_runs_need_no_log(name: str, rest: tuple[Outcomes, Outcomes]) -> None:
-    recorded, replayed = (found[name] for found in rest)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
+def test_canonical_runs_need_no_log(name: str, request: pytest.FixtureRequest) -> None:
+    recorded, replayed = (found[name] for found in request.getfixturevalue("rest" if name in REST else "canonical"))
     check(name, recorded, replayed)
     check_empty(replayed)
 

@@ -151,11 +151,12 @@ def test_audit_uses_what_it_checked(run: Path, monkeypatch: Patch) -> None:
     """Each checkpoint is spoilt as soon as its digest was found right."""
     committed, spoilt = Evidence._committed, []
 
-    def after(self: Evidence, step: int, *found: Any) -> None:
-        committed(self, step, *found)
+    def after(self: Evidence, step: int, *found: Any) -> Any:
+        digest = committed(self, step, *found)
         for path in self.layout.checkpoint(step).glob("*.safetensors"):
             os.truncate(path, 0)
             spoilt.append(path)
+        return digest
 
     monkeypatch.setattr(Evidence, "_committed", after)
     verdict = audit(Request(run, HERE), silent, silent)

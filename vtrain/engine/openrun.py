@@ -51,7 +51,6 @@ class OpenRun:
             UnsupportedOperation: (inside) an operation that the table does not know or forbids.
         """
         self._prepare()
-        self._beyond.before_step()
         with self._loop.step(batch, indices=indices):
             yield
         self._beyond.mark()

@@ -105,10 +105,7 @@ def _scaled(engine: Engine, x: Operand, alpha: float, dtype: torch.dtype) -> Ope
 
 def _add_in_place(engine: Engine, x: Tensor, other: Operand, alpha: float = 1) -> None:
     """x += alpha * other as an optimizer has it: the product goes through scratch memory."""
-    if not isinstance(other, Tensor) or x.dtype is not F32 or engine.restricted:
-        x.copy_(add(engine, x, other, alpha))
-        return
-    if other.dtype is F64:
+    if not isinstance(other, Tensor) or x.dtype is not F32 or other.dtype is F64 or engine.restricted:
         x.copy_(add(engine, x, other, alpha))
         return
     wide = engine.lift(other)

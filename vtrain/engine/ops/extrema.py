@@ -51,19 +51,21 @@ def _both_whole(x: Tensor, other: Tensor) -> bool:
     return not (x.is_floating_point() or other.is_floating_point())
 
 
-def _paired(name: str) -> None:
+def _paired(name: str, nan: str, **settings: Any) -> None:
     native = getattr(torch, name)
 
     def handler(engine: Engine, x: Tensor, other: Tensor) -> Tensor:
         dtype = torch.result_type(x, other)
         return plus_zero(native(convert(engine, x, dtype), convert(engine, other, dtype)))
 
-    handler.__doc__ = f"{name} of each pair; a zero is +0, NaN where either is."
-    register(f"{name}.default", cls=EXACT, native_when=_both_whole, version=2)(handler)
+    handler.__doc__ = f"{name} of each pair; a zero is +0, {nan}."
+    register(f"{name}.default", cls=EXACT, **settings)(handler)
 
 
 for _name in ("maximum", "minimum"):
-    _paired(_name)
+    _paired(_name, "NaN where either is", native_when=_both_whole, version=2)
+for _name in ("fmax", "fmin"):
+    _paired(_name, "the number where one is NaN")
 
 
 # ---- clamps ---------------------------------------------------------------------------------------------------------

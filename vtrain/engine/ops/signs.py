@@ -10,7 +10,6 @@ import torch
 
 from vtrain.engine.core import F32, Engine
 from vtrain.engine.ops.conversions import convert
-from vtrain.engine.ops.extrema import plus_zero
 from vtrain.engine.optable import OpClass, register
 
 Tensor = torch.Tensor
@@ -51,18 +50,3 @@ def nextafter(engine: Engine, x: Tensor, other: Tensor) -> Tensor:
         engine.refuse(f"{x.dtype} and {other.dtype} on {x.device}; float32, float16 and float64 on a CPU are covered")
     with np.errstate(all="ignore"):
         return torch.from_numpy(np.asarray(np.nextafter(x.detach().numpy(), other.detach().numpy())))
-
-
-def _either(name: str) -> None:
-    native = getattr(torch, name)
-
-    def handler(engine: Engine, x: Tensor, other: Tensor) -> Tensor:
-        dtype = torch.result_type(x, other)
-        return plus_zero(native(convert(engine, x, dtype), convert(engine, other, dtype)))
-
-    handler.__doc__ = f"{name} of each pair, the number where one is NaN; a zero is +0."
-    register(f"{name}.default", cls=EXACT)(handler)
-
-
-for _name in ("fmax", "fmin"):
-    _either(_name)
