@@ -19,12 +19,15 @@ from vtrain.job import Job
 from vtrain.store.writer import RUN_PREDICATE
 
 
-def child(work: Callable[[], object], kill_after: float | None = None) -> int:
+def child(
+    work: Callable[[], object], kill_after: float | None = None, *, once: Callable[[], bool] = lambda: True
+) -> int:
     """Do some work in a forked process, and perhaps SIGKILL it.
 
     Args:
         work: what to do.
         kill_after: seconds until the kill; None waits for the end.
+        once: what must have come about before those seconds begin, unless the process ends first.
 
     Returns:
         Its exit status: 0, 1 after an exception, 9 if it was killed before it ended.
@@ -42,6 +45,8 @@ def child(work: Callable[[], object], kill_after: float | None = None) -> int:
             os._exit(1)
     torch.set_num_threads(threads)
     if kill_after is not None:
+        while not once() and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.001)
         time.sleep(kill_after)
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]

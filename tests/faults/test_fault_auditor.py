@@ -71,13 +71,16 @@ def lines(folder: Path) -> list[bytes]:
 def kill_and_resume(run: Path, folder: Path, expected: bytes, kills: int, seed: int) -> set[int]:
     """Kill that many times at random moments, and go on; at each end compare, and begin anew.
 
+    A moment is a while after the progress has some more lines: by the clock alone, a process that takes longer to
+    begin than another was killed before its first line, or had ended.
+
     Returns:
         Numbers of whole lines that a kill left.
     """
     draw, left, before, seen = random.Random(seed), kills, tree_bytes(run), set()
     started = time.perf_counter()
     assert child(auditing(run, folder)) == 0
-    whole = time.perf_counter() - started
+    whole, segments = time.perf_counter() - started, len(lines(folder)) - 1
     for _ in range(10 * kills):
         if (folder / "verdict.json").exists():
             assert (folder / "verdict.json").read_bytes() == expected
@@ -86,8 +89,10 @@ def kill_and_resume(run: Path, folder: Path, expected: bytes, kills: int, seed: 
             if not left:
                 assert tree_bytes(run) == before
                 return seen
-        span = draw.uniform(0.0, draw.choice([0.2, 0.6, 1.0])) * whole
-        killed = child(auditing(run, folder), span if left else None) == 9
+        kept = len(lines(folder)) if (folder / "progress").exists() else 0
+        goal, span = kept + draw.randrange(4), draw.uniform(0.0, 1.0) * whole / segments
+        written = lambda goal=goal: not goal or ((folder / "progress").exists() and len(lines(folder)) >= goal)  # noqa: E731
+        killed = child(auditing(run, folder), span if left else None, once=written) == 9
         left -= killed
         if killed and (folder / "progress").exists():
             seen.add(len(lines(folder)))
