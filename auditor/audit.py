@@ -315,6 +315,7 @@ def _same_job(mine: Job, evidence: Evidence, verdict: Verdict) -> bool:
 
 # What a client may leave for the trainer to fill in, by writing nothing there.
 _OPEN_DIGESTS = (("program", "sha256"), ("program", "distribution"), ("data", "digest"), ("optable",))
+_OPEN_FILES = (("program", "files"), ("program", "weights"))
 
 
 def _is_open(path: tuple[str, ...], wanted: str) -> bool:
@@ -323,4 +324,4 @@ def _is_open(path: tuple[str, ...], wanted: str) -> bool:
     Canonical bytes leave an empty list of files and an empty distribution out, and a client who lists one file leaves
     the others to the trainer; so a missing key is open as well.
     """
-    return wanted in ("", '""') and (path in _OPEN_DIGESTS or path[:2] == ("program", "files"))
+    return wanted in ("", '""') and (path in _OPEN_DIGESTS or path[:2] in _OPEN_FILES)

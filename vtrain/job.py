@@ -30,6 +30,8 @@ class ProgramSpec(Frozen):
         sha256: of the source file; filled in when a run starts, checked where it is given.
         files: SHA-256 of each other source file that it imports from its own folder, by path from there; empty where
             it is open. Filled in when a run starts, checked where it is given.
+        weights: SHA-256 of each file that it reads its initial weights from, by path from that folder; empty where it
+            is open. Only those listed are hashed; filled in when a run starts, checked where it is given.
         distribution: name and version of the installed distribution that it is of, if any; filled in when a run starts.
         config: keyword arguments of the function.
     """
@@ -37,6 +39,7 @@ class ProgramSpec(Frozen):
     entry: str
     sha256: str = ""
     files: dict[str, str] = Field(default_factory=dict, max_length=MOST_FILES)
+    weights: dict[str, str] = Field(default_factory=dict, max_length=MOST_FILES)
     distribution: str = ""
     config: Config = Field(default_factory=dict)
 
@@ -51,12 +54,29 @@ class ProgramSpec(Frozen):
     @field_validator("files")
     @classmethod
     def _source_files(cls, value: dict[str, str]) -> dict[str, str]:
-        for path, digest in value.items():
+        for path in value:
             parts = path.removesuffix(".py").split("/")
             if not path.endswith(".py") or not all(part.isidentifier() for part in parts) or len(path) > MOST_PATH:
                 raise ValueError(
                     f"{path[:200]!r}: want a module's file below the program's folder, such as models/net.py"
                 )
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _weight_files(cls, value: dict[str, str]) -> dict[str, str]:
+        for path in value:
+            hidden = {"", ".", ".."} & {*path.split("/")}
+            if hidden or not path.isprintable() or "\\" in path or len(path) > MOST_PATH:
+                raise ValueError(
+                    f"{path[:200]!r}: want a file below the program's folder, such as base/model.safetensors"
+                )
+        return value
+
+    @field_validator("files", "weights")
+    @classmethod
+    def _digests(cls, value: dict[str, str]) -> dict[str, str]:
+        for path, digest in value.items():
             if not _SHA256.fullmatch(digest):
                 raise ValueError(f"{path}: want a SHA-256 of 64 lower-case hex digits, or nothing")
         return value
@@ -156,9 +176,9 @@ class Job(Frozen):
         return Policy.from_canonical(value) if isinstance(value, dict) else value
 
     def canonical(self) -> bytes:
-        """RFC 8785 bytes: the job's identity. A program of one file, not of a distribution, has no keys that say so."""
+        """RFC 8785 bytes: the job's identity. What is empty of a program's files has no key."""
         values = self.model_dump()
-        for key in ("files", "distribution"):
+        for key in ("files", "weights", "distribution"):
             if not values["program"][key]:
                 del values["program"][key]
         return rfc8785.dumps({**values, "policy": self.policy.canonical(), "kind": "job"})

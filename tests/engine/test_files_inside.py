@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,12 @@ from torch import nn
 
 from auditor import replay
 from auditor.audit import Request, audit
+from auditor.evidence import open_run
 from trainer import record
 from trainer.train import train
 from vtrain.engine.listener import Plain
 from vtrain.engine.session import Session
-from vtrain.errors import UnsupportedOperation
+from vtrain.errors import JobError, ProgramError, UnsupportedOperation
 from vtrain.job import parse
 from vtrain.policy import Policy
 
@@ -146,6 +148,49 @@ def test_a_jobs_program_reads_its_weights(file: str, tmp_path: Path) -> None:
     train(job, tmp_path, tmp_path / "run", KEY, lambda done: None)
     verdict = audit(Request(tmp_path / "run", tmp_path), lambda step: None, lambda count: None)
     assert verdict.verified, verdict.detail
+
+
+@pytest.fixture
+def listing(tmp_path: Path) -> Any:
+    """A job whose program reads weights from a file that it lists, and a run of it."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "base").mkdir()
+    save_file({"1.weight": torch.zeros(10, 192), "1.bias": torch.zeros(10)}, tmp_path / "base" / "net.safetensors")
+    config = {"file": str(tmp_path / "base" / "net.safetensors")}
+    program = {"entry": "program.py:make", "config": config, "weights": {"base/net.safetensors": ""}}
+    job = parse({**VALUES, "program": program}, "job")
+    train(job, tmp_path, tmp_path / "run", KEY, lambda done: None)
+    return job
+
+
+def _audited(run: Path, job: Any = None) -> Any:
+    return audit(Request(run, run.parent, job), lambda step: None, lambda count: None)
+
+
+def _with_digest(job: Any, digest: str) -> Any:
+    program = job.program.model_copy(update={"weights": {"base/net.safetensors": digest}})
+    return job.model_copy(update={"program": program})
+
+
+def test_a_file_of_weights_is_held_to_its_digest(listing: Any, tmp_path: Path) -> None:
+    file, run = tmp_path / "base" / "net.safetensors", tmp_path / "run"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert open_run(run).job.program.weights == {"base/net.safetensors": digest}
+    assert _audited(run, listing).verified and _audited(run, _with_digest(listing, digest)).verified
+    other = _audited(run, _with_digest(listing, 64 * "a"))
+    assert other.what == "job" and digest in other.detail and 64 * "a" in other.detail
+    save_file({"1.weight": torch.zeros(10, 192), "1.bias": torch.ones(10)}, file)
+    with pytest.raises(ProgramError, match=f"net.safetensors has SHA-256 .*; the job was made for {digest}"):
+        _audited(run)
+    file.unlink()
+    with pytest.raises(ProgramError, match=r"net\.safetensors, of program\.weights: No such file"):
+        _audited(run)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../base.pt", "a//b.pt", "./a.pt", "", "a\\b.pt", "a\n.pt", 501 * "a"])
+def test_a_file_of_weights_lies_below_the_program(path: str) -> None:
+    with pytest.raises(JobError, match="below the program's folder"):
+        parse({**VALUES, "program": {"entry": "program.py:make", "weights": {path: ""}}}, "job")
 
 
 def test_what_a_step_reads_and_copies() -> None:

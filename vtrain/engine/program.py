@@ -189,6 +189,7 @@ def load_code(spec: ProgramSpec, directory: Path, discover: bool = False) -> Cod
     if main in spec.files:
         raise ProgramError(f"program {spec.entry!r}: program.files lists {main}, whose digest is program.sha256")
     _compare(spec, "distribution", "", discover)
+    weights = {path: _weights(spec, place.root, path, discover) for path in spec.weights}
     listed = {main: spec.sha256, **spec.files}
     sources = Sources(spec.entry, place.root, main, listed, closed=not discover, only=place.only)
     if discover:
@@ -196,15 +197,15 @@ def load_code(spec: ProgramSpec, directory: Path, discover: bool = False) -> Cod
     imports = Imports(sources)
     entry = _own_function(spec, imports)
     digests = sources.digests()
-    found = {"sha256": digests.pop(main), "files": digests, "distribution": ""}
+    found = {"sha256": digests.pop(main), "files": digests, "weights": weights, "distribution": ""}
     return Code(entry, spec.model_copy(update=found), imports, _versions(imports.outside))
 
 
 def _installed(spec: ProgramSpec, place: _Place, discover: bool) -> Code:
     """A program of vtrain's own or a distribution's: its file is compared, the rest is as installed."""
     name = spec.entry.rpartition(":")[0]
-    if spec.files:
-        raise ProgramError(f"program {spec.entry!r}: is installed; want no program.files")
+    if spec.files or spec.weights:
+        raise ProgramError(f"program {spec.entry!r}: is installed; want no program.files and no program.weights")
     try:
         digest = hashlib.sha256(place.file.read_bytes()).hexdigest()
     except OSError as error:
@@ -216,6 +217,21 @@ def _installed(spec: ProgramSpec, place: _Place, discover: bool) -> Code:
     entry = _function(spec, lambda: importlib.import_module(name))
     found = {"sha256": digest, "distribution": place.distribution}
     return Code(entry, spec.model_copy(update=found), None, _versions({name.partition(".")[0]}))
+
+
+def _weights(spec: ProgramSpec, root: Path, path: str, discover: bool) -> str:
+    """SHA-256, hex, of a file that the program reads its weights from; what they become, the state of step 0 says."""
+    wanted = spec.weights[path]
+    try:
+        with open(root / path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ProgramError(f"program {spec.entry!r}: {root / path}, of program.weights: {error.strerror}") from error
+    if found != wanted and (wanted or not discover):
+        raise ProgramError(
+            f"program {spec.entry!r}: {root / path} has SHA-256 {found}; the job was made for {wanted or 'none'}"
+        )
+    return found
 
 
 def _compare(spec: ProgramSpec, key: str, found: str, discover: bool) -> None:
