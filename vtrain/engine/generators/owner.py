@@ -43,12 +43,18 @@ class Own:
         """Start all of them anew, as (seed, step) has it."""
         count_from(self.torch, StreamKey(seed, "torch"), step)
         self._host = StreamKey(seed, "host-generators"), step
+        self._made = 0
         self._python = self.numpy = None
 
     @property
     def host_seed(self) -> int:
         """Seeds Python's and NumPy's, below 2^32."""
         return _host_seed(*self._host)
+
+    def fresh(self) -> int:
+        """A seed below 2^128 for the next generator that the step makes without one."""
+        self._made += 1
+        return int.from_bytes(words(*self._host, self._made, 4).tobytes(), "little")
 
     @property
     def python(self) -> random.Random:
@@ -62,13 +68,13 @@ class Own:
         from vtrain.engine.generators.numpys import put_away
 
         put_away()
-        before = self.torch.get_state(), self._host, self._python, self.numpy
+        before = self.torch.get_state(), self._host, self._made, self._python, self.numpy
         self.begin(seed, 0)
         try:
             yield
         finally:
             put_away()
-            state, self._host, self._python, self.numpy = before
+            state, self._host, self._made, self._python, self.numpy = before
             self.torch.set_state(state)
 
     def is_here(self) -> bool:
