@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from auditor.replaying import Replaying, replay
+    from auditor.audit.loop import Replaying, replay
     from auditor.verdict import Verdict
 
 __all__ = ["Replaying", "Verdict", "replay"]
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return Verdict
     if name in __all__:
-        import auditor.replaying as module
+        import auditor.audit.loop as module
 
         return getattr(module, name)
     raise AttributeError(f"module 'auditor' has no attribute {name!r}")

@@ -10,7 +10,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from transformers import Trainer
 
-from auditor.replaying import Replaying, replay
+from auditor.audit.loop import Replaying, replay
 from auditor.verdict import Verdict
 from vtrain.integrations.huggingface import Counters, RunMixin
 

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from auditor.dispute.challenger import Challenger
 from auditor.dispute.difference import Difference
+from auditor.dispute.referee import judge
 from auditor.dispute.rerun import Captured
 from auditor.dispute.responder import Responder
-from auditor.referee import judge
 from vtrain.commit import heads, merkle
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.digest import TensorBytes

@@ -23,10 +23,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditor.audit import Request, audit
-from auditor.examiner import unit_of
+from auditor.audit.decisions import unit_of
 from auditor.verdict import Verdict
-from trainer import keeper
-from trainer.recorder import Recorder
+from trainer import stepwriter
+from trainer.listener import Recorder
 from trainer.train import train
 from vtrain.data import load
 from vtrain.engine import decisions
@@ -193,7 +193,7 @@ def trainer_is(recorder: Callable[..., Recorder]) -> Iterator[Watch]:
         run_step(task, loop, step)
 
     made = functools.partial(recorder, watch=watch)
-    with mock.patch.object(keeper, "Recorder", made), mock.patch.object(Task, "run_step", watched):
+    with mock.patch.object(stepwriter, "Recorder", made), mock.patch.object(Task, "run_step", watched):
         yield watch
 
 

@@ -78,10 +78,10 @@ LIGHT = {
     "vtrain.commit.heads": ("torch", "zarr"),
     "vtrain.commit.statement": ("torch", "zarr"),
     "auditor": ("torch", "zarr"),
-    "auditor.verify": ("torch",),
-    "auditor.sample": ("torch", "zarr"),
-    "auditor.progress": ("torch",),
-    "auditor.verdict_check": ("torch",),
+    "auditor.evidence.verify": ("torch",),
+    "auditor.verdict.draw": ("torch", "zarr"),
+    "auditor.audit.progress": ("torch",),
+    "auditor.verdict.check": ("torch",),
     "trainer": ("torch", "zarr", "transformers"),
 }
 

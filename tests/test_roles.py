@@ -51,13 +51,13 @@ print("done")
 MINE = {
     "trainer.py": "MINE = 'my trainer'\n",
     "auditor/__init__.py": "MINE = 'my auditor'\n",
-    "auditor/replaying.py": "MINE = 'my replaying'\n",
+    "auditor/audit.py": "MINE = 'my audit'\n",
     "auditor/evidence.py": "MINE = 'my evidence'\n",
 }
 CHECKS = """
-import trainer, auditor, auditor.replaying, auditor.evidence
+import trainer, auditor, auditor.audit, auditor.evidence
 assert trainer.MINE == "my trainer" and not hasattr(trainer, "record")
-assert [m.MINE for m in (auditor, auditor.replaying, auditor.evidence)] == ["my auditor", "my replaying", "my evidence"]
+assert [m.MINE for m in (auditor, auditor.audit, auditor.evidence)] == ["my auditor", "my audit", "my evidence"]
 """
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from trainer.listener import Recorder
 from trainer.logsize import log_bytes
-from trainer.recorder import Recorder
 from vtrain.engine import state
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.seeded import seeded

@@ -11,7 +11,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from transformers import Trainer
 
-from trainer.recording import Recording, record
+from trainer.loop import Recording, record
 from vtrain.errors import CheckpointError
 from vtrain.integrations.huggingface import Counters, RunMixin
 from vtrain.policy import Policy

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from trainer.calibrate import Calibration, largest_ratio
-from trainer.recorder import Recorder
+from trainer.listener import Recorder
 from vtrain import children
 from vtrain.engine import state
 from vtrain.engine.decisions import FAULTS, Decisions

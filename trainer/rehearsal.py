@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.keeper import Keeper
+from trainer.stepwriter import Keeper
 from vtrain.commit.leaf import Leaf
 from vtrain.engine import attributes, state
 from vtrain.engine.decisions import Decisions

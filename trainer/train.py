@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from trainer.keeper import Keeper
 from trainer.rehearsal import Rehearsals
+from trainer.stepwriter import Keeper
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
 from vtrain.errors import UsageError

@@ -23,7 +23,7 @@ _HOME = {
     "UnsupportedOperation": "vtrain.errors",
     "VtrainError": "vtrain.errors",
 }
-_ROLES = {"record": "trainer.recording", "replay": "auditor.replaying"}
+_ROLES = {"record": "trainer.loop", "replay": "auditor.audit.loop"}
 
 
 def __getattr__(name: str) -> "Any":

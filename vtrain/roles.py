@@ -25,7 +25,7 @@ def load(name: str) -> ModuleType:
     """A module of ours by its dotted name, whatever else the first part of the name is here.
 
     Args:
-        name: such as ``trainer.recording``.
+        name: such as ``trainer.loop``.
     """
     package = name.partition(".")[0]
     with _LOCK:

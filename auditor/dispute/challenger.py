@@ -9,15 +9,15 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from auditor.decimal import metric
 from auditor.dispute.commitment import CHALLENGER, Commitment
 from auditor.dispute.difference import NOT_COMMITTED, Difference
 from auditor.dispute.messages import Message, seal
 from auditor.dispute.operation import Operation
+from auditor.dispute.referee import REFUTED
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.rules import Conversation, Forfeit
 from auditor.evidence import Evidence
-from auditor.referee import REFUTED
+from auditor.evidence.decimal import metric
 from vtrain.commit import heads, keys, merkle
 from vtrain.commit.trace import Trace
 

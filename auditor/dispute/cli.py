@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auditor.cli import _file, _json, _key, _outside, _public, _steps
+from auditor.audit.cli import _file, _json, _key, _outside, _public, _steps
 from vtrain.console import RunPath, download_option, fetched, print_json, print_table, printable, profile_option
 from vtrain.errors import KeyFileError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from auditor.dispute.difference import Difference
+    from auditor.dispute.referee import Finding
     from auditor.dispute.resolve import Resolution
     from auditor.evidence import Evidence
-    from auditor.referee import Finding
     from vtrain.store.address import Url
 
 
@@ -66,8 +66,8 @@ def dispute(
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from auditor.audit.programs import FOLDER, check_program
     from auditor.evidence import open_run
-    from auditor.programs import FOLDER, check_program
     from vtrain.commit import keys
     from vtrain.job import Job
 
@@ -213,7 +213,7 @@ def referee(record: Path, trainer_key: Path | None, as_json: bool) -> None:
       vtrain referee disputed/transcript.jsonl --trainer-key trainer.key.pub
     """
     from auditor.dispute.record import MAX_RECORD_BYTES
-    from auditor.referee import judge
+    from auditor.dispute.referee import judge
     from vtrain.store.layout import safe_open
 
     if not os.path.lexists(record):

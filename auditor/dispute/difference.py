@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from auditor.decimal import differing
-from auditor.referee import REFUTED, Finding
+from auditor.dispute.referee import REFUTED, Finding
+from auditor.evidence.decimal import differing
 from vtrain.commit.trace import Event
 
 NOT_COMMITTED = "the committed state"  # operation of a difference between a run's own replay and its leaf

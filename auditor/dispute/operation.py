@@ -12,9 +12,9 @@ from auditor.dispute.difference import Difference, other_results
 from auditor.dispute.exact import within
 from auditor.dispute.parts import RECORD_BYTES, around, split, words
 from auditor.dispute.record import MAX_HASHES, Record, SideProof, unhexes
+from auditor.dispute.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_at
 from auditor.dispute.rerun import Captured
 from auditor.dispute.rules import CHALLENGER, MAX_BLOCKS, RESPONDER, shown_in
-from auditor.referee import BENIGN, REFUTED, Finding, judge, parse_site, values_at
 from vtrain.commit import keys
 from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of, header
 from vtrain.commit.trace import Trace, parse_event

@@ -9,9 +9,9 @@ from fractions import Fraction
 import numpy as np
 
 from auditor.dispute.exact import Exact
+from auditor.dispute.referee import parse_site
 from auditor.dispute.rerun import Captured
 from auditor.dispute.terms import terms
-from auditor.referee import parse_site
 from vtrain.commit.blocks import BLOCK_BYTES, Shown, blocks_of
 from vtrain.commit.trace import Event
 

@@ -61,7 +61,7 @@ class SideProof:
 
 @dataclass(frozen=True)
 class Record:
-    """A record, parsed but not checked (``auditor.referee`` checks it); fields as in the module's text."""
+    """A record, parsed but not checked (``auditor.dispute.referee`` checks it); fields as in the module's text."""
 
     job: str
     step: int

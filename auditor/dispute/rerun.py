@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from auditor.audit.listener import Repairs
+from auditor.audit.loop import check_table
 from auditor.dispute.tracing import Doubt, Sink, Tensors, Tracer, blocks_of_tensor
 from auditor.evidence import Evidence
-from auditor.replayer import Repairs
-from auditor.replaying import check_table
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.trace import Event, Trace
 from vtrain.engine import state

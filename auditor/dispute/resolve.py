@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from auditor.audit.listener import Repairs
 from auditor.dispute.challenger import Challenger
 from auditor.dispute.difference import Difference
+from auditor.dispute.referee import REFUTED, Finding
 from auditor.dispute.rules import Conversation, Forfeit
-from auditor.referee import REFUTED, Finding
-from auditor.replayer import Repairs
 from vtrain.store.atomic import write_bytes
 
 MAX_SHOWN = 20

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
+from auditor.audit.listener import Repairs, Replayer
 from auditor.dispute.commitment import columns_digest
 from auditor.dispute.terms import FUNCTIONS
-from auditor.replayer import Repairs, Replayer
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.digest import TensorBytes
 from vtrain.commit.trace import Event

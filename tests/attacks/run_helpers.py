@@ -115,7 +115,7 @@ def nudged(y: torch.Tensor, scale: Callable[[], Any]) -> torch.Tensor:
 @cache
 def other_hardware(policy: str = "certified16") -> Path:
     """An honest run on hardware whose results are as high as the certified bound allows."""
-    from trainer.recorder import Recorder
+    from trainer.listener import Recorder
 
     run = _folder() / f"{policy}-elsewhere"
     if run.exists():  # asked for with and without naming the default: two calls for a cache

@@ -13,7 +13,7 @@ import torch
 
 from auditor import replay
 from trainer import record
-from trainer.recorder import Recorder
+from trainer.listener import Recorder
 from vtrain.engine.listener import round_result
 from vtrain.policy import Policy
 from vtrain.profiles import profile_environment

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from run_helpers import nudged
 
-from auditor.freedom import EXCESS
+from auditor.verdict.freedom import EXCESS
 from benchmarks.freedom import Cheat, Elsewhere, Outcome, Plain, job, run
 
 STEPS = 6

@@ -11,8 +11,8 @@ from log_helpers import SiteLog, entries_of, log_of
 from run_helpers import KEY, audited, copied, finding, forging, honest, other_hardware
 
 from auditor.evidence import open_run
+from auditor.evidence.verify import verify
 from auditor.verdict import Verdict
-from auditor.verify import verify
 from vtrain.store.steplog import COLUMNS, StepLog
 
 UNDECIDED = 1 + 3 + 9 + 27 + 81  # five ternary digits of 1

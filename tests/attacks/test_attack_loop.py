@@ -14,8 +14,8 @@ from run_helpers import KEY, copied, finding, forging, tree_bytes
 
 from auditor import replay
 from auditor.evidence import open_run
+from auditor.evidence.verify import verify
 from auditor.verdict import Verdict
-from auditor.verify import verify
 from trainer import record
 from vtrain.demo.forger import one_ulp
 from vtrain.errors import IncompleteRunError, UsageError

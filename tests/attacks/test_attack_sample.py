@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from run_helpers import KEY, audited, copied, finding, forging, honest, job, make
 
-from auditor.audit import Segment, chosen, sample, segments
 from auditor.evidence import open_run
-from auditor.sample import check_draw
-from auditor.verdict import SHARES, detection
+from auditor.verdict.draw import Segment, check_draw, chosen, sample, segments
+from auditor.verdict.verdict import SHARES, detection
 from vtrain.demo.forger import one_ulp
 from vtrain.errors import Refuted, UsageError
 from vtrain.random import StreamKey, permutation

@@ -12,10 +12,10 @@ import torch
 from run_helpers import KEY, audited, copied, finding, forging, honest, job, make
 
 import vtrain.engine.task as task_module
-from auditor.audit import _same_job
+from auditor.audit.auditing import _same_job
 from auditor.evidence import open_run
-from auditor.verdict import begin
-from auditor.verify import verify
+from auditor.evidence.verify import verify
+from auditor.verdict.verdict import begin
 from vtrain.demo.forger import Files, one_ulp
 from vtrain.engine.loop import Loop
 from vtrain.engine.task import Batch, Task

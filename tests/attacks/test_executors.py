@@ -20,12 +20,12 @@ import fragile
 import pytest
 from run_helpers import HERE, KEY, audited, copied, finding, forging, honest, job, make, tree_bytes
 
-import auditor.bench as bench_module
-import auditor.executors as executors
+import auditor.audit.executors as executors
+import auditor.audit.segment as bench_module
 from auditor.audit import Request, audit
-from auditor.bench import Found, Work
-from auditor.executors import TRIES, Processes, Replays
-from auditor.sample import Segment
+from auditor.audit.executors import TRIES, Processes, Replays
+from auditor.audit.segment import Found, Work
+from auditor.verdict.draw import Segment
 from vtrain.commit import keys
 from vtrain.demo.forger import one_ulp
 from vtrain.engine.backend import environment
@@ -175,7 +175,7 @@ def test_worker_opens_each_work_once(long_run: Path) -> None:
 # ---- what a verdict must not depend on ------------------------------------------------------------------------------
 def test_where_not_everything_is_looked_at_the_nonce_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """A draw of another kind each time would make another verdict of the same audit."""
-    import auditor.examiner as examiner
+    import auditor.audit.decisions as examiner
 
     monkeypatch.setattr(examiner, "_MOST", 8)
     run = honest("adaptive16")

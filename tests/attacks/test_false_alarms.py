@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from auditor.examiner import Examiner
-from auditor.freedom import EXCESS, combined
+from auditor.audit.decisions import Examiner
+from auditor.verdict.freedom import EXCESS, combined
 from vtrain.engine.listener import Site
 from vtrain.rounding import generic
 from vtrain.rounding.bounds import eta_certified, product_kappa, tau_certified

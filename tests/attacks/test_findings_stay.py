@@ -13,7 +13,7 @@ import torch
 from run_helpers import audited, finding, job, make
 
 from auditor import replay
-from auditor.replayer import Replayer
+from auditor.audit.listener import Replayer
 from auditor.verdict import Verdict
 from trainer import record
 from vtrain.errors import IncompleteRunError, ProgramError, Refuted

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from auditor.examiner import edges, scale_at
-from auditor.freedom import BINS, EXCESS, Freedom, combined, excess, histogram, poisson_tail
+from auditor.audit.decisions import edges, scale_at
+from auditor.verdict.freedom import BINS, EXCESS, Freedom, combined, excess, histogram, poisson_tail
 from vtrain import kernels
 from vtrain.engine.decisions import Decisions
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32, Format

@@ -14,8 +14,8 @@ from run_helpers import KEY
 from torch import nn
 
 from auditor import replay
-from auditor.decimal import differing, metric
 from auditor.dispute.difference import other_results
+from auditor.evidence.decimal import differing, metric
 from auditor.verdict import Verdict
 from trainer import record
 from vtrain.commit.trace import Event

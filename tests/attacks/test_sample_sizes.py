@@ -15,7 +15,7 @@ import pytest
 from run_helpers import KEY, audited, copied, finding, forging, job, make
 
 from auditor.evidence import open_run
-from auditor.sample import (
+from auditor.verdict.draw import (
     Confidence,
     Segment,
     bad_segments,
@@ -27,7 +27,7 @@ from auditor.sample import (
     size_for_budget,
     size_for_confidence,
 )
-from auditor.verdict import detection
+from auditor.verdict.verdict import detection
 from vtrain.commit.heads import head_digest
 from vtrain.demo.forger import one_ulp
 from vtrain.errors import MalformedRunError, UsageError

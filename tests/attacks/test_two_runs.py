@@ -18,9 +18,9 @@ from torch import nn
 import vtrain.store.writer as writer_module
 from auditor import replay
 from auditor.evidence import Evidence, open_run
+from auditor.evidence.verify import verify
 from auditor.verdict import Verdict
-from auditor.verdict_file import VerdictFileError, read_verdict
-from auditor.verify import verify
+from auditor.verdict.file import VerdictFileError, read_verdict
 from trainer import record
 from trainer.train import resume
 from vtrain.commit import heads
@@ -228,7 +228,7 @@ def failing() -> nn.Module:
 
 
 def job_bytes() -> tuple[bytes, bytes]:
-    from trainer.recording import record as recorder
+    from trainer.loop import record as recorder
     from vtrain.job import job_digest
 
     made = recorder(Path("x"), model=nn.Linear(1, 1), checkpoint_every=2)._job().canonical()

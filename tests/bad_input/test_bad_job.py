@@ -13,7 +13,7 @@ import torch
 from run_helpers import KEY, POLICIES, audited, evidence_bytes, honest, job, silent, toml, values
 
 from auditor.evidence import open_run
-from auditor.verify import verify
+from auditor.evidence.verify import verify
 from trainer import record
 from trainer.train import resume, train
 from vtrain.commit import keys
@@ -372,7 +372,7 @@ def test_other_release_of_the_operation_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_other_version_of_torch(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Allowed, as the engine fixes the bits; the verdict says it."""
-    import auditor.audit as module
+    import auditor.audit.auditing as module
 
     here = module.environment()
     monkeypatch.setattr(module, "environment", lambda: {**here, "torch": "9.9.9"})

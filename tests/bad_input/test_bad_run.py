@@ -16,7 +16,7 @@ import pytest
 from log_helpers import SiteLog, entries_of, log_of
 from run_helpers import CERTIFIED16, KEY, STEPS, audited, copied, finding, forging, honest, job, make, tree_bytes
 
-from auditor.verify import verify
+from auditor.evidence.verify import verify
 from vtrain.commit import keys
 from vtrain.errors import (
     CheckpointError,

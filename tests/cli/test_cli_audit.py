@@ -11,7 +11,7 @@ import pytest
 from run_helpers import KEY, copied, forging, honest, job, make, tree_bytes
 from test_cli_commands import Call, vtrain_  # noqa: F401
 
-from auditor.verdict import VERDICT_PREDICATE
+from auditor.verdict.verdict import VERDICT_PREDICATE
 from vtrain.commit import keys, statement
 
 

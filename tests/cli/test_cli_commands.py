@@ -20,7 +20,7 @@ from run_helpers import KEY, copied, evidence_bytes, forging, honest, toml, tree
 
 import vtrain.cli
 from auditor.evidence import open_run
-from auditor.verdict import VERDICT_PREDICATE
+from auditor.verdict.verdict import VERDICT_PREDICATE
 from vtrain.cli import COMMANDS
 from vtrain.commit import keys
 from vtrain.commit.digest import file_digest

@@ -155,8 +155,8 @@ def test_variables_are_counted() -> None:
 # ---- nobody else starts processes -----------------------------------------------------------------------------------
 # What starts processes, by the one file that may use it.
 STARTERS = {
-    "subprocess": "vtrain/children.py", "execve": "vtrain/children.py", "multiprocessing": "auditor/executors.py",
-    "ProcessPoolExecutor": "auditor/executors.py", "get_context": "auditor/executors.py",
+    "subprocess": "vtrain/children.py", "execve": "vtrain/children.py", "multiprocessing": "auditor/audit/executors.py",
+    "ProcessPoolExecutor": "auditor/audit/executors.py", "get_context": "auditor/audit/executors.py",
 }  # fmt: skip
 NEVER = {
     "Popen", "system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "spawnv", "spawnve", "spawnl",
@@ -184,7 +184,7 @@ def test_processes_are_started_in_one_place() -> None:
     sources = [path for part in ("vtrain", "trainer", "auditor", "benchmarks") for path in (ROOT / part).rglob("*.py")]
     assert len(sources) > 100
     assert {str(path): found for path in sources if (found := starters(path))} == {}
-    for file in ("auditor/executors.py", "auditor/cluster.py"):
+    for file in ("auditor/audit/executors.py", "auditor/audit/cluster.py"):
         assert "with safe_environment():" in (ROOT / file).read_text(encoding="utf-8")
 
 

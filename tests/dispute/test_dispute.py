@@ -19,21 +19,21 @@ from run_helpers import HERE, KEY, audited, copied, forging, honest, job, make, 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import vtrain.engine.task as task_module
 from auditor.audit import Request, audit
-from auditor.bench import Bench
+from auditor.audit.progress import Progress
+from auditor.audit.segment import Bench
 from auditor.dispute.challenger import Challenger, common_prefix
-from auditor.dispute.disputing import Party
+from auditor.dispute.judging import Party
 from auditor.dispute.record import parse_record
+from auditor.dispute.referee import judge
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.rules import RESPONDER, Forfeit
 from auditor.dispute.tracing import Tracer
 from auditor.evidence import open_run
-from auditor.freedom import EXCESS, FAR_REPAIRS
-from auditor.progress import Progress
-from auditor.referee import judge
-from auditor.report import make_report
+from auditor.report.page import make_report
 from auditor.verdict import Verdict
+from auditor.verdict.freedom import EXCESS, FAR_REPAIRS
 from benchmarks.freedom import moved
-from trainer.recorder import Recorder
+from trainer.listener import Recorder
 from vtrain.commit.trace import Event
 from vtrain.demo.forger import one_ulp
 from vtrain.engine.core import Engine
@@ -119,7 +119,7 @@ def test_a_run_by_a_cheat_who_answers_honestly(step: int, tmp_path: Path) -> Non
 
 def trained(out: Path, tracer: type[Tracer]) -> Path:
     """A run whose trainer's results are those of a dishonest party."""
-    from trainer.recorder import Recorder
+    from trainer.listener import Recorder
 
     settle, change = Recorder.settle, tracer._repaired
     cheat = object.__new__(tracer)
@@ -142,7 +142,7 @@ def test_the_challenger_can_be_wrong() -> None:
 
 def audit_is_off(patch: pytest.MonkeyPatch) -> None:
     """An audit's replay, but not a dispute's, has another product in step 4."""
-    from auditor.replayer import Replayer
+    from auditor.audit.listener import Replayer
 
     settle = Replayer.settle
 

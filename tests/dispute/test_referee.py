@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from auditor.dispute.commitment import Commitment
 from auditor.dispute.record import MAGIC, parse_record
-from auditor.referee import judge
+from auditor.dispute.referee import judge
 from benchmarks.disputes import AUDITOR, JOB, RUN, TRAINER, dispute
 from vtrain.commit import heads
 from vtrain.commit.statement import strict_json
@@ -52,7 +52,7 @@ def test_without_torch(tmp_path: Path) -> None:
     path = tmp_path / "record"
     path.write_bytes(record())
     code = (
-        "import sys; from pathlib import Path; from auditor.referee import judge; "
+        "import sys; from pathlib import Path; from auditor.dispute.referee import judge; "
         f"found = judge(Path({str(path)!r}).read_bytes()); "
         "print(found.result, *found.wrong, *[m for m in ('torch', 'zarr', 'cupy') if m in sys.modules])"
     )

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import zoo
 
-from auditor.replayer import Replayer
+from auditor.audit.listener import Replayer
 from vtrain.engine.listener import ScaleFn, Site, Vary
 
 

@@ -448,7 +448,7 @@ def test_too_many_files() -> None:
 
 def test_listed_files_that_are_not_the_auditor_s(tmp_path: Path) -> None:
     """Without the client's job, what the trainer lists must lie below the auditor's folder, and not in the run."""
-    from auditor.programs import check_program
+    from auditor.audit.programs import check_program
 
     code = folder(tmp_path)
     run = trained(tmp_path, code)

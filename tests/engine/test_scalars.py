@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from auditor import replay
-from auditor.replayer import same_scalar
+from auditor.audit.listener import same_scalar
 from trainer import record
-from trainer.recorder import Recorder
+from trainer.listener import Recorder
 from vtrain.engine.backend import arithmetic_report
 from vtrain.errors import BackendError
 from vtrain.kernels import _host, scalars

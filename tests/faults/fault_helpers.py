@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from run_helpers import HERE, KEY, evidence_bytes, make, silent
 
-from auditor.verify import verify
+from auditor.evidence.verify import verify
 from trainer.train import resume
 from vtrain.commit.statement import open_statement
 from vtrain.job import Job

@@ -28,8 +28,8 @@ from run_helpers import (
 )
 
 from auditor.audit import Request, audit
-from auditor.progress import Progress, from_json, to_json
-from auditor.sample import Segment
+from auditor.audit.progress import Progress, from_json, to_json
+from auditor.verdict.draw import Segment
 from vtrain.errors import StorageError
 
 Audit = Callable[[], None]
@@ -120,7 +120,7 @@ def test_torn_lines(run: Path, tmp_path: Path, size: int) -> None:
 
 
 def test_what_was_found_is_not_replayed_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from auditor.bench import Bench
+    from auditor.audit.segment import Bench
 
     auditing(run, tmp_path)()
     first, kept = (tmp_path / "verdict.json").read_bytes(), lines(tmp_path)

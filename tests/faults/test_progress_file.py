@@ -9,8 +9,8 @@ import pytest
 from run_helpers import KEY, audited, forging, honest, job
 from test_fault_auditor import auditing, lines
 
-from auditor.progress import Progress
-from auditor.sample import Confidence
+from auditor.audit.progress import Progress
+from auditor.verdict.draw import Confidence
 from vtrain.errors import BusyError, ProgressError, UsageError
 
 OTHERS: dict[str, Any] = {
@@ -50,7 +50,7 @@ def test_progress_of_another_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_progress_of_another_machine(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import auditor.audit as module
+    import auditor.audit.auditing as module
 
     audited(run, nonce="mine", progress=tmp_path / "p")
     environment = module.environment()

@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google_crc32c import value as crc32c
 from mutations import Step, spoil_bytes, spoil_json
 
-from auditor.evidence import Evidence, is_canonical, numel, open_run
-from auditor.prove import check, prove
-from auditor.verify import verify
+from auditor.evidence import Evidence, open_run
+from auditor.evidence.prove import check, prove
+from auditor.evidence.run import is_canonical, numel
+from auditor.evidence.verify import verify
 from vtrain.commit import heads, keys, merkle, statement
 from vtrain.commit.chunks import chunks_digest
 from vtrain.commit.digest import ChunkProof, TensorBytes, chunk_proof, files_digest, state_digest, verify_chunk

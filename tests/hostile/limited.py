@@ -11,7 +11,8 @@ from guard import limit_memory, peak
 
 def main() -> None:
     bound = int(sys.argv.pop(1))
-    for name in ("vtrain.cli", "auditor.verify", "vtrain.store.logread", f"auditor.{sys.argv[1]}"):
+    command = importlib.import_module("vtrain.cli").COMMANDS[sys.argv[1]][0]
+    for name in (command, f"auditor.evidence.{sys.argv[1]}", "vtrain.store.logread"):
         importlib.import_module(name)  # before memory is counted
     base = peak()
     limit_memory(bound)

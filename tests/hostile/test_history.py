@@ -14,7 +14,7 @@ from run_helpers import KEY, audited, copied, finding, honest
 from simulator import Enemy
 
 import vtrain.cli
-from auditor.verify import verify
+from auditor.evidence.verify import verify
 from vtrain.commit import heads, keys, statement
 from vtrain.demo.forger import Files, one_ulp
 from vtrain.errors import (

@@ -17,7 +17,7 @@ from run_helpers import HERE, KEY, STEPS, audited, finding, job
 from simulator import Enemy
 
 import vtrain.cli
-from auditor.programs import check_program
+from auditor.audit.programs import check_program
 from vtrain.errors import LogError, MalformedRunError, PathError, StorageError, UsageError, VtrainError
 from vtrain.job import ProgramSpec
 

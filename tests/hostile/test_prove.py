@@ -15,7 +15,7 @@ from run_helpers import KEY
 
 import vtrain.cli
 from auditor.evidence import open_run
-from auditor.prove import MAX_PROOF_BYTES, check, prove
+from auditor.evidence.prove import MAX_PROOF_BYTES, check, prove
 from vtrain.commit import heads, keys
 from vtrain.errors import (
     MalformedRunError,

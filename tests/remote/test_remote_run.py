@@ -11,7 +11,7 @@ from remote_helpers import left, names, objects, put, url_of
 from run_helpers import KEY, evidence_bytes, honest, job, make, toml, values
 
 from auditor.evidence import open_run
-from auditor.verdict import VERDICT_PREDICATE
+from auditor.verdict.verdict import VERDICT_PREDICATE
 from vtrain.cli import group
 from vtrain.commit import keys
 from vtrain.commit.statement import open_statement

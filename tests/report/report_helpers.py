@@ -15,8 +15,9 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from run_helpers import KEY, audited, copied, forging, honest, other_hardware, silent
 
-from auditor.report import make_report
-from auditor.verdict import VERDICT_PREDICATE, Verdict
+from auditor.report.page import make_report
+from auditor.verdict import Verdict
+from auditor.verdict.verdict import VERDICT_PREDICATE
 from vtrain.commit import statement
 from vtrain.demo.forger import Forger, one_ulp
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.charts import Mark, bar, coverage, line
+from auditor.report.charts import Mark, bar, coverage, line
 
 NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
 FLOATS = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, -0.0, 5e-324, 1.7976931348623157e308])

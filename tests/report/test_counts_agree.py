@@ -11,10 +11,10 @@ from run_helpers import HERE, honest, silent
 
 from auditor.audit import Request, audit
 from auditor.evidence import open_run
-from auditor.glossary import GLOSSARY
-from auditor.inspect import table
-from auditor.report import make_report
-from auditor.verify import verify
+from auditor.evidence.logged import table
+from auditor.evidence.verify import verify
+from auditor.report.page import make_report
+from auditor.verdict.glossary import GLOSSARY
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from report_helpers import DISPUTE, REPAIR, elsewhere, forged, full_page, hostil
 from run_helpers import KEY, audited, honest, other_hardware
 
 from auditor.evidence import open_run
-from auditor.verdict import begin
+from auditor.verdict.verdict import begin
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on the PATH (Debian: apt-get install chromium)")
 

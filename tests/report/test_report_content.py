@@ -29,9 +29,9 @@ from report_helpers import (
 from run_helpers import KEY, audited, copied, forging, honest, other_hardware, tree_bytes
 
 from auditor.evidence import open_run
-from auditor.inspect import table
-from auditor.report_facts import corrections
-from auditor.verdict_file import read_verdict
+from auditor.evidence.logged import table
+from auditor.report.facts import corrections
+from auditor.verdict.file import read_verdict
 
 PUBLIC, AUDITORS = KEY.public_key(), AUDITOR.public_key()
 
@@ -260,7 +260,7 @@ def test_accessible(tmp_path: Path) -> None:
 def test_needs_no_torch(tmp_path: Path) -> None:
     before = tree_bytes(honest())
     code = (
-        "import sys; from pathlib import Path; import auditor.report_cli; from auditor.report import make_report\n"
+        "import sys; from pathlib import Path; import auditor.report.cli; from auditor.report.page import make_report\n"
         f"make_report(Path({str(honest())!r}), None, None, None, lambda a, b: None)\n"
         "print('torch' in sys.modules)"
     )

@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 from report_helpers import ACTING, MARKUP, Reader, full_page, hostile, hostile_changes, page, verdict
 from run_helpers import KEY, audited, honest
 
-from auditor import shown
-from auditor.shown import flat, metric, plain, visible
+from auditor.report import sanitised
+from auditor.report.sanitised import flat, metric, plain, visible
 
 # What the template and the charts are made of; forms, scripts, images, links and frames are not.
 ELEMENTS = set(
@@ -35,7 +35,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("hostile")
     run = hostile(folder / "run")
     from auditor.evidence import open_run
-    from auditor.verdict import begin
+    from auditor.verdict.verdict import begin
 
     found = begin(open_run(run, KEY.public_key()), {})
     return {"run": page(run), "both": full_page(folder, run, found, **hostile_changes())}
@@ -99,8 +99,8 @@ def test_long_and_many(tmp_path: Path) -> None:
     assert len(made) < len(plain_page) + 12_000_000
     words = Reader(made).words
     assert "(18,000 characters more)" in words
-    assert "200 more notes are not shown." in words
-    assert "19,900 more elements are not shown." in words
+    assert "200 more notes are not sanitised." in words
+    assert "19,900 more elements are not sanitised." in words
     assert "more entries are not shown" in words
 
 
@@ -168,7 +168,7 @@ def test_flat() -> None:
     for _ in range(500):
         deep = {"k": deep}
     assert flat(deep) == [("k.k.k.k.k.k", "…")]
-    assert len(flat({str(i): i for i in range(10_000)})) == shown._MOST_ENTRIES + 1
+    assert len(flat({str(i): i for i in range(10_000)})) == sanitised._MOST_ENTRIES + 1
 
 
 def test_long_text_is_cut() -> None:

@@ -13,7 +13,7 @@ from report_helpers import AUDITOR, DISPUTE, REPAIR, SHA, signed, verdict
 from run_helpers import KEY, copied, forging, honest
 
 from auditor.evidence import open_run
-from auditor.verdict_file import Predicate, VerdictFile, VerdictFileError, read_verdict
+from auditor.verdict.file import Predicate, VerdictFile, VerdictFileError, read_verdict
 from vtrain.commit import statement
 from vtrain.errors import MalformedRunError, SignatureError, UsageError
 

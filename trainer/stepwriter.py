@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from trainer.calibrate import Calibration
+from trainer.listener import Recorder
 from trainer.logsize import LogSize
-from trainer.recorder import Recorder
 from vtrain.commit.digest import files_digest
 from vtrain.commit.leaf import Leaf
 from vtrain.engine import state

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from auditor.evidence import Evidence
-from auditor.prove import read_bounded
-from auditor.verdict import VERDICT_PREDICATE, VERIFIED
+from auditor.evidence.prove import read_bounded
+from auditor.verdict.verdict import VERDICT_PREDICATE, VERIFIED
 from vtrain.commit import heads, keys, statement
 from vtrain.errors import MalformedRunError
 from vtrain.policy import explain

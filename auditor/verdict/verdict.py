@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditor.evidence import Evidence
-from auditor.freedom import Freedom, excess
-from auditor.sample import bad_segments, caught
+from auditor.verdict.draw import bad_segments, caught
+from auditor.verdict.freedom import Freedom, excess
 from vtrain.commit import heads, keys, statement
 from vtrain.errors import Refuted
 from vtrain.store.address import Url
 from vtrain.store.objects import write
 
 if TYPE_CHECKING:
-    from auditor.replayer import Counts
+    from auditor.audit.listener import Counts
 
 VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v2"
 VERIFIED, REFUTED, UNFINISHED = "verified", "refuted", "unfinished"
@@ -62,7 +62,7 @@ class Verdict:
         sampled: segments drawn at random, 0 if the steps were chosen.
         nonce: the auditor's, which with the head decided the draw; empty if the steps were chosen.
         program: the code that was run (``vtrain.engine.program.Code.to_json``); None where no job names it.
-        drawn: numbers of the segments drawn, from 0, ascending; see ``auditor.sample.check_draw``.
+        drawn: numbers of the segments drawn, from 0, ascending; see ``auditor.verdict.draw.check_draw``.
         segments: how many segments the run has.
         canonical: values of canonical operations, which are the same on every machine and need no log.
         settled, entries, corrections: values settled, decisions in the log, decisions that departed from the
@@ -150,7 +150,7 @@ class Verdict:
 
     @property
     def detection_exact(self) -> dict[str, str]:
-        """The same without replacement, as the segments are drawn (``auditor.sample.caught``): never less."""
+        """The same without replacement, as the segments are drawn (``auditor.verdict.draw.caught``): never less."""
         if not self.sampled:
             return {}
         bad = {f"{q:.2f}": bad_segments(self.segments, Fraction(f"{q:.2f}")) for q in SHARES}

@@ -14,8 +14,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.carried import Carried
-from trainer.keeper import Keeper
 from trainer.keys import trainer_key
+from trainer.stepwriter import Keeper
 from vtrain.engine.arguments import (
     check_function,
     check_model,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from auditor.shown import plain
+from auditor.report.sanitised import plain
 
 Point = tuple[int, float]
 _MOST_POINTS = 1200  # above it, points are grouped

@@ -35,7 +35,7 @@ def prove(run: Path | Url | None, step: int | None, proof: Path | Url | None, tr
             raise UsageError("--check takes a proof's file, and neither a run nor a step")
         if key is None:
             raise UsageError("--check needs --trainer-key: what anybody may have signed proves nothing")
-        from auditor.prove import MAX_PROOF_BYTES, check, read_bounded
+        from auditor.evidence.prove import MAX_PROOF_BYTES, check, read_bounded
         from vtrain.commit.heads import job_text, run_text
 
         found = check(read_bounded(proof, MAX_PROOF_BYTES), key)
@@ -48,6 +48,6 @@ def prove(run: Path | Url | None, step: int | None, proof: Path | Url | None, tr
     if run is None or step is None:
         raise UsageError("want RUN and --step, or --check")
     from auditor.evidence import open_run
-    from auditor.prove import prove as make
+    from auditor.evidence.prove import prove as make
 
     click.echo(make(open_run(fetched(run), key), step).decode())

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.bench import Bench, Found, Work
-from auditor.dispute.disputing import Party, judging
+from auditor.audit.executors import Crew, Processes, Replays
+from auditor.audit.listener import Counts
+from auditor.audit.programs import check_program
+from auditor.audit.progress import Progress, from_json
+from auditor.audit.segment import Bench, Found, Work
+from auditor.dispute.judging import Party, judging
 from auditor.evidence import Evidence, open_run
-from auditor.executors import Crew, Processes, Replays
-from auditor.programs import check_program
-from auditor.progress import Progress, from_json
-from auditor.replayer import Counts
-from auditor.sample import (
+from auditor.verdict import Verdict
+from auditor.verdict.draw import (
     Confidence,
     Segment,
     check_nonce,
@@ -33,7 +34,7 @@ from auditor.sample import (
     size_for_budget,
     size_for_confidence,
 )
-from auditor.verdict import Verdict, begin
+from auditor.verdict.verdict import begin
 from vtrain.commit import heads, keys
 from vtrain.engine.backend import environment
 from vtrain.engine.task import check_data
@@ -280,7 +281,7 @@ def _replays(
 
 def _crew(request: Request, stack: ExitStack) -> Crew | None:
     if request.ray:
-        from auditor.cluster import ray_crew
+        from auditor.audit.cluster import ray_crew
 
         return stack.enter_context(ray_crew(request.ray, request.jobs, torch.get_num_threads()))
     return None if request.jobs == 1 else Processes(request.jobs)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from auditor.audit import Request
-    from auditor.dispute.disputing import Party
+    from auditor.dispute.judging import Party
     from auditor.verdict import Verdict
 
 _file = click.Path(path_type=Path)
@@ -118,7 +118,7 @@ def audit(
 
 def _request(how: dict[str, Any]) -> dict[str, Any]:
     """The options that say what to replay and who does, as ``Request`` takes them."""
-    from auditor.sample import Confidence, share
+    from auditor.verdict.draw import Confidence, share
 
     ways = [name for name in ("steps", "sample", "budget", "confidence") if how[name] is not None]
     if len(ways) > 1:
@@ -148,7 +148,7 @@ def _party(how: dict[str, Any], signer: Ed25519PrivateKey | None) -> Party | Non
             raise UsageError("--records goes with --dispute: only disputes make records")
         return None
     from auditor.dispute.channel import connect, parse_address
-    from auditor.dispute.disputing import Party
+    from auditor.dispute.judging import Party
 
     address = parse_address(how["dispute"])
 
@@ -210,11 +210,11 @@ def verify(
     """
     if (verdict is None) != (auditor_key is None) or (verdict is None and nonce is not None):
         raise UsageError("--verdict and --auditor-key go together, and --nonce only with them")
-    from auditor.verify import verify as check
+    from auditor.evidence.verify import verify as check
 
     path, judged = fetched(run), None
     if verdict is not None and auditor_key is not None:
-        from auditor.verdict_check import check_verdict
+        from auditor.verdict.check import check_verdict
         from vtrain.commit import keys
 
         judged = partial(check_verdict, verdict, keys.load_public(auditor_key), nonce=nonce)
@@ -244,7 +244,7 @@ def inspect(run: Path | Url, steps: str | None, freedom: bool, trainer_key: Path
       vtrain inspect runs/mine --freedom
     """
     from auditor.evidence import open_run
-    from auditor.inspect import table, to_json
+    from auditor.evidence.logged import table, to_json
 
     evidence = open_run(fetched(run), _public(trainer_key))
     first, last = _steps(steps) or (0, evidence.last_step)

@@ -24,13 +24,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import vtrain
-from auditor import charts, report_facts
 from auditor.evidence import Evidence, open_run
-from auditor.glossary import GLOSSARY
-from auditor.report_facts import decimal, number, ranges, some
-from auditor.shown import visible
-from auditor.verdict_file import VerdictFile, read_verdict
-from auditor.verify import Check, verify
+from auditor.evidence.verify import Check, verify
+from auditor.report import charts, facts
+from auditor.report.facts import decimal, number, ranges, some
+from auditor.report.sanitised import visible
+from auditor.verdict.file import VerdictFile, read_verdict
+from auditor.verdict.glossary import GLOSSARY
 from vtrain.commit import heads, keys
 from vtrain.store.address import Url
 
@@ -103,7 +103,7 @@ def _run(evidence: Evidence, checks: list[Check]) -> dict[str, Any]:
     return {
         "job": heads.job_text(evidence.digest),
         "run": heads.run_text(evidence.run),
-        "job_lines": report_facts.job_lines(evidence.job),
+        "job_lines": facts.job_lines(evidence.job),
         "trainer_key": keys.key_id(evidence.key),
         "pinned": evidence.pinned,
         "last": evidence.last_step,
@@ -118,30 +118,28 @@ def _run(evidence: Evidence, checks: list[Check]) -> dict[str, Any]:
 def _verdict(evidence: Evidence, verdict: VerdictFile | None) -> dict[str, Any]:
     found = None if verdict is None else verdict.found
     steps = [] if found is None else found.replayed
-    marks, over = report_facts.marks(verdict), None if found is None else found.correctionsOverSteps
+    marks, over = facts.marks(verdict), None if found is None else found.correctionsOverSteps
     strip = charts.coverage("steps", steps, evidence.checkpoints, evidence.last_step, marks)
-    corrected = charts.line(
-        "corrected", "Corrections by step", report_facts.corrections(verdict), evidence.last_step, marks
-    )
+    corrected = charts.line("corrected", "Corrections by step", facts.corrections(verdict), evidence.last_step, marks)
     return {
         "corrected": corrected,
         "corrected_width": 0 if over is None else over.width,
         "verdict": verdict,
         "found": found,
-        "banner": report_facts.banner(verdict),
-        "warnings": report_facts.warnings(evidence, verdict),
-        "not_checked": report_facts.not_checked(evidence, verdict),
-        "not_claimed": report_facts.not_claimed(verdict)[:_MOST_ROWS],
+        "banner": facts.banner(verdict),
+        "warnings": facts.warnings(evidence, verdict),
+        "not_checked": facts.not_checked(evidence, verdict),
+        "not_claimed": facts.not_claimed(verdict)[:_MOST_ROWS],
         "strip": strip,
-        "sides": report_facts.sides(evidence, verdict),
+        "sides": facts.sides(evidence, verdict),
         "most": _MOST_ROWS,
     }
 
 
 def _log(evidence: Evidence, verdict: VerdictFile | None, on_step: Callable[[int, int], None]) -> dict[str, Any]:
-    last, marks = evidence.last_step, report_facts.marks(verdict)
-    drawn, all_metrics = report_facts.metrics(evidence)
-    found = report_facts.density(evidence, on_step)
+    last, marks = evidence.last_step, facts.marks(verdict)
+    drawn, all_metrics = facts.metrics(evidence)
+    found = facts.density(evidence, on_step)
     most = max((row.bytes for row in found.rows), default=0)
     return {
         "metrics": [

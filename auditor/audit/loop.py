@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor import uncaught
+from auditor.audit import uncaught
+from auditor.audit.listener import Replayer
 from auditor.evidence import open_run
-from auditor.replayer import Replayer
-from auditor.verdict import UNFINISHED, VERIFIED, Verdict, begin
+from auditor.verdict import Verdict
+from auditor.verdict.verdict import UNFINISHED, VERIFIED, begin
 from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.arguments import check_model, check_optimizer, check_path, check_public_key

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from auditor.audit.listener import Counts, Repairs, Replayer
+from auditor.audit.loop import check_table
 from auditor.evidence import Evidence, open_run
-from auditor.replayer import Counts, Repairs, Replayer
-from auditor.replaying import check_table
-from auditor.sample import Segment
+from auditor.verdict.draw import Segment
 from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.backend import environment

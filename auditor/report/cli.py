@@ -32,7 +32,7 @@ def report(
     """
     if auditor_key is not None and verdict is None:
         raise UsageError("--auditor-key says who signed the --verdict; there is none")
-    from auditor.report import make_report
+    from auditor.report.page import make_report
     from vtrain.commit import keys
     from vtrain.store.atomic import write_bytes
     from vtrain.store.objects import inside

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from auditor.charts import Mark
 from auditor.evidence import Evidence
-from auditor.freedom import EXCESS
-from auditor.inspect import Row, table
-from auditor.shown import flat, metric
-from auditor.verdict import NOT_CLAIMED
-from auditor.verdict_file import Predicate, VerdictFile
+from auditor.evidence.logged import Row, table
+from auditor.report.charts import Mark
+from auditor.report.sanitised import flat, metric
+from auditor.verdict.file import Predicate, VerdictFile
+from auditor.verdict.freedom import EXCESS
+from auditor.verdict.verdict import NOT_CLAIMED
 from vtrain.commit import keys
 
 _MOST_METRICS = 6

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from auditor.decimal import metric
+from auditor.audit.decisions import Examiner
 from auditor.evidence import Evidence
-from auditor.examiner import Examiner
-from auditor.freedom import Freedom
+from auditor.evidence.decimal import metric
+from auditor.verdict.freedom import Freedom
 from vtrain import kernels
 from vtrain.commit.digest import StateDigest
 from vtrain.commit.leaf import Leaf

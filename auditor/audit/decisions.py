@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.freedom import Freedom, histogram
+from auditor.verdict.freedom import Freedom, histogram
 from vtrain.engine.definition import dtype_name
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.rounding import generic

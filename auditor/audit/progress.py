@@ -18,15 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from auditor.freedom import Histogram, Tally
-from auditor.sample import Segment
+from auditor.verdict.draw import Segment
+from auditor.verdict.freedom import Histogram, Tally
 from vtrain.errors import BusyError, MalformedRunError, PathError, ProgressError, UsageError
 from vtrain.store import canonical
 from vtrain.store.atomic import fsync_dir, storage_errors
 from vtrain.store.layout import safe_open
 
 if TYPE_CHECKING:
-    from auditor.bench import Found
+    from auditor.audit.segment import Found
 
 FORMAT = "vtrain-audit-progress-v3"
 MAX_FILE_BYTES = 4 << 30
@@ -194,8 +194,8 @@ def from_json(value: dict[str, Any]) -> Found:
     Raises:
         ProgressError: it is no such value.
     """
-    from auditor.bench import Found
-    from auditor.replayer import Counts
+    from auditor.audit.listener import Counts
+    from auditor.audit.segment import Found
 
     try:
         start, first, last = value["segment"]

@@ -7,10 +7,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.evidence import Evidence
-from auditor.prove import read_bounded
-from auditor.sample import check_draw
-from auditor.verdict import VERDICT_PREDICATE
-from auditor.verdict_file import read_verdict
+from auditor.evidence.prove import read_bounded
+from auditor.verdict.draw import check_draw
+from auditor.verdict.file import read_verdict
+from auditor.verdict.verdict import VERDICT_PREDICATE
 from vtrain.commit import statement
 from vtrain.store.address import Url
 

@@ -7,7 +7,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from auditor.evidence import Evidence, is_canonical, numel
+from auditor.evidence import Evidence
+from auditor.evidence.run import is_canonical, numel
 from vtrain.store.logformat import TERNARY
 
 

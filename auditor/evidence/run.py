@@ -11,7 +11,7 @@ What opening checks, in this order:
 6. ``attestation.json``, where the run is complete: signed by the key, about the last head's model file.
 
 What is not checked here: the content of log, checkpoints and programs. ``Evidence.log``, ``.checkpoint`` and ``.sites``
-compare each with its leaf when it is used, and ``auditor.verify`` all of them. ``Evidence.require_complete`` reads the
+compare each with its leaf when it is used, and ``auditor.evidence.verify`` all of them. ``Evidence.require_complete`` reads the
 last checkpoint: the attested file must hold the state that the last leaf commits to.
 
 A run may change while it is read. So what was checked is never read again from the disk: it is used from memory.

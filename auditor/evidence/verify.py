@@ -1,6 +1,6 @@
 """Everything about a run that can be checked without repeating it (protocol §4-7). Imports no torch.
 
-1. - 5. Layout, job, run's identity, key, transcript with signed heads, attestation: see ``auditor.evidence``.
+1. - 5. Layout, job, run's identity, key, transcript with signed heads, attestation: see ``auditor.evidence.run``.
 6. The run is complete: as many steps as the job promises, and attested; the attested file holds the committed state.
 7. Every program file has the SHA-256 that leaves name it by, and names sites with shapes.
 8. Every step's rounding log is there, well-formed, and what the step's leaf commits to; nothing else is in the log.
@@ -20,8 +20,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.evidence import Evidence, numel, open_run
-from auditor.prove import read_note
+from auditor.evidence import Evidence, open_run
+from auditor.evidence.prove import read_note
+from auditor.evidence.run import numel
 from vtrain.commit import heads, keys
 from vtrain.errors import CheckpointError, LogError
 from vtrain.store.address import Url

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from typing import Any, Protocol
 
-from auditor.bench import Found, Work, replay_in_worker
-from auditor.sample import Segment
+from auditor.audit.segment import Found, Work, replay_in_worker
+from auditor.verdict.draw import Segment
 from vtrain.children import safe_environment
 from vtrain.errors import WorkerError
 
