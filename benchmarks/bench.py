@@ -35,7 +35,7 @@ def timed(work: Callable[[], object]) -> float:
 def recorded_steps(bench: Bench, path: Path, steps: int, **policy: Any) -> dict[str, int]:
     """Record a run; bytes of its log on disk and values settled, per step after calibration."""
     from auditor.evidence import open_run
-    from auditor.evidence.run import numel
+    from auditor.evidence.sites import numel
     from trainer import record
 
     torch.manual_seed(0)

@@ -29,14 +29,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("vtrain.demo.cli", "demo", "Train, audit, tamper and audit again, in a few minutes."),
     "dispute": ("auditor.dispute.cli", "dispute", "Narrow a difference down to one operation, and judge it."),
     "doctor": ("vtrain.doctor", "doctor", "Say what this machine is and whether it keeps the contract."),
-    "inspect": ("auditor.audit.cli", "inspect", "Show what a run logged, per operation."),
+    "inspect": ("auditor.evidence.cli", "inspect", "Show what a run logged, per operation."),
     "keygen": ("trainer.cli", "keygen", "Make an Ed25519 key."),
     "prove": ("auditor.evidence.cli", "prove", "Prove that a step is in a run, or check such a proof; needs no torch."),
     "referee": ("auditor.dispute.cli", "referee", "Judge one disputed operation from its record; needs no torch."),
     "report": ("auditor.report.cli", "report", "Write an offline HTML page about a run and a verdict; needs no torch."),
     "resume": ("trainer.cli", "resume", "Go on with an interrupted run."),
     "train": ("trainer.cli", "train", "Train a job and record the run."),
-    "verify": ("auditor.audit.cli", "verify", "Check signatures, proofs and formats of a run; needs no torch."),
+    "verify": ("auditor.evidence.cli", "verify", "Check signatures, proofs and formats of a run; needs no torch."),
 }
 INTERRUPTED = 130
 INTERNAL = 70  # sysexits.h: EX_SOFTWARE

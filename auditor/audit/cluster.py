@@ -1,7 +1,7 @@
 """A Ray cluster as a ``concurrent.futures.Executor`` (protocol §7). Ray is an optional extra: ``vtrain[ray]``.
 
 Nothing is sent but the names of functions, paths and segments: workers must have this release installed and see the run
-and the program at the same absolute paths. ``auditor.audit.segment`` compares what they see and what they are.
+and the program at the same absolute paths. ``auditor.audit.worker`` compares what they see and what they are.
 """
 
 from __future__ import annotations

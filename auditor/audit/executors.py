@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from typing import Any, Protocol
 
-from auditor.audit.segment import Found, Work, replay_in_worker
-from auditor.verdict.draw import Segment
+from auditor.audit.segment import Found
+from auditor.audit.worker import Work, replay_in_worker
+from auditor.evidence.segments import Segment
 from vtrain.children import safe_environment
 from vtrain.errors import WorkerError
 

@@ -8,7 +8,6 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from auditor.audit.decisions import Examiner
 from auditor.evidence import Evidence
 from auditor.evidence.decimal import metric
-from auditor.verdict.freedom import Freedom
+from auditor.verdict.counts import Counts
 from vtrain import kernels
 from vtrain.commit.digest import StateDigest
 from vtrain.commit.leaf import Leaf
@@ -32,49 +31,6 @@ from vtrain.errors import CheckpointError, Refuted
 # Elements in which the run's value is taken, by step and number of the result: flat indices, and words of the result's
 # container.
 Repairs = Mapping[tuple[int, int], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass
-class Counts:
-    """What an audit counts.
-
-    Attributes:
-        steps: steps replayed, the initialisation among them.
-        canonical: values of canonical operations, which need no log.
-        entries: decisions in the log.
-        corrections: decisions that departed from the auditor's own rounding.
-        by_step: the same by step, where there were any.
-        freedom: how far decisions lay from where rounding errors could decide them (numerics §9).
-    """
-
-    steps: int = 0
-    canonical: int = 0
-    entries: int = 0
-    corrections: int = 0
-    by_step: dict[int, int] = field(default_factory=dict)
-    freedom: Freedom = field(default_factory=Freedom)
-
-    @property
-    def settled(self) -> int:
-        """Values settled."""
-        return self.freedom.settled
-
-    def decided(self, step: int, entries: int, corrections: int) -> None:
-        """Count a result's decisions."""
-        self.entries += entries
-        self.corrections += corrections
-        if corrections:
-            self.by_step[step] = self.by_step.get(step, 0) + corrections
-
-    def add(self, other: Counts) -> None:
-        """Take in another part's counts."""
-        self.steps += other.steps
-        self.canonical += other.canonical
-        self.entries += other.entries
-        self.corrections += other.corrections
-        for step, count in other.by_step.items():
-            self.by_step[step] = self.by_step.get(step, 0) + count
-        self.freedom.add(other.freedom)
 
 
 def _final(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -171,7 +171,7 @@ class replay:
         verdict.count(self._replayer.counts)
         if found is not None:
             verdict.refute(found)
-            verdict.doubt_data()
+            verdict.doubt()
             # whatever came of it in the loop, an exit included; but not somebody's Ctrl-C
             return not isinstance(value, KeyboardInterrupt)
         if kind is not None:

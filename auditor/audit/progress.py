@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from auditor.verdict.draw import Segment
+from auditor.evidence.segments import Segment
 from auditor.verdict.freedom import Histogram, Tally
 from vtrain.errors import BusyError, MalformedRunError, PathError, ProgressError, UsageError
 from vtrain.store import canonical
@@ -194,8 +194,8 @@ def from_json(value: dict[str, Any]) -> Found:
     Raises:
         ProgressError: it is no such value.
     """
-    from auditor.audit.listener import Counts
     from auditor.audit.segment import Found
+    from auditor.verdict.counts import Counts
 
     try:
         start, first, last = value["segment"]

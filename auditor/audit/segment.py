@@ -1,27 +1,25 @@
-"""Replaying one segment, in this process or in a worker's (protocol §7)."""
+"""Replaying a job's run, one segment at a time (protocol §7)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from auditor.audit.listener import Counts, Repairs, Replayer
+from auditor.audit.listener import Repairs, Replayer
 from auditor.audit.loop import check_table
-from auditor.evidence import Evidence, open_run
-from auditor.verdict.draw import Segment
-from vtrain.commit import keys
+from auditor.evidence import Evidence
+from auditor.evidence.segments import Segment
+from auditor.verdict.counts import Counts
 from vtrain.engine import state
-from vtrain.engine.backend import environment
 from vtrain.engine.loop import Loop
 from vtrain.engine.task import Task, check_data
-from vtrain.errors import CheckpointError, MalformedRunError, ProgramError, Refuted, UnsupportedError, UsageError
+from vtrain.errors import CheckpointError, ProgramError, Refuted, UsageError
 from vtrain.job import Job
 from vtrain.kernels import scalars
-from vtrain.store import canonical
 from vtrain.store.atomic import storage_errors
 
 
@@ -46,17 +44,28 @@ class Found:
     unanswered: bool = False
 
 
-class Bench:
-    """One process's task and evidence, kept between segments.
+class TaskReplay:
+    """A process's evidence and task of one run, opened once and kept between segments.
 
     Args:
         evidence: the opened run.
         directory: what the program is relative to; None for the working directory.
         nonce: the auditor's, which decides what is looked at where not everything is.
+
+    Attributes:
+        evidence: as given.
+        directory: likewise.
+        job: the run's.
+        task: what the job does, its data compared with the job.
+
+    Raises:
+        UsageError: the run was recorded around a loop.
+        VersionError: it was made with another operation table.
+        JobError: the data set is not the job's; a ProgramError where the program is not.
     """
 
     def __init__(self, evidence: Evidence, directory: Path | None, nonce: str) -> None:
-        self.evidence = evidence
+        self.evidence, self.directory = evidence, directory or Path()
         job = evidence.job
         if not isinstance(job, Job):
             raise UsageError(
@@ -64,7 +73,8 @@ class Bench:
             )
         check_table(job.optable)
         self.job = job
-        self.task = Task(job, directory or Path())
+        self.task = Task(job, self.directory)
+        check_data(self.task)
         self._nonce = nonce
 
     @scalars.held()
@@ -128,53 +138,3 @@ def _state_bound(model: torch.nn.Module) -> int:
     """Bytes that no file of a checkpoint of this model has: room for an optimizer of many tensors, and a header."""
     tensors = [*model.parameters(), *model.buffers()]
     return 16 * sum(t.numel() * t.element_size() for t in tensors) + (64 << 20)
-
-
-class Work(NamedTuple):
-    """What a worker opens; paths are absolute, as workers may have another working directory.
-
-    Attributes:
-        run, directory: as the auditor's own; a worker on another machine must see the same files there.
-        key_pem: the trainer's public key, if known.
-        note: the last head of the run that was checked.
-        nonce: the auditor's.
-        environment: of the auditor; results of another one would be reported as its own.
-    """
-
-    run: Path
-    directory: Path | None
-    key_pem: str | None
-    note: str
-    nonce: str
-    environment: dict[str, Any]
-
-
-_kept: tuple[Work, Bench] | None = None
-
-
-def replay_in_worker(segment: Segment, work: Work) -> Found:
-    """Replay a segment of a run that this process opens itself, once.
-
-    Raises:
-        MalformedRunError: it is not the run that the auditor checked, or as ``Bench.replay``.
-        UnsupportedError: this process's arithmetic or data are not the auditor's.
-    """
-    global _kept
-    if _kept is None or _kept[0] != work:
-        _kept = None
-        _kept = (work, _open(work))
-    return _kept[1].replay(segment, lambda step: None)
-
-
-def _open(work: Work) -> Bench:
-    torch.set_num_threads(work.environment["threads"])
-    mine = environment()
-    if differ := list(canonical.differences(mine, work.environment)):
-        what = "; ".join(f"{'.'.join(k)} is {a or 'missing'}, the auditor's {b or 'missing'}" for k, a, b in differ)
-        raise UnsupportedError(f"a worker is not like the auditor's machine, which the verdict names: {what}"[:2000])
-    evidence = open_run(work.run, None if work.key_pem is None else keys.load_public(work.key_pem))
-    if evidence.notes[-1] != work.note:  # the head covers the job and every leaf
-        raise MalformedRunError(f"{work.run}: changed while it was audited: another last head")
-    bench = Bench(evidence, work.directory, work.nonce)
-    check_data(bench.task)
-    return bench

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auditor.audit.cli import _file, _json, _key, _outside, _public, _steps
+from auditor.options import check_outside, file_path, json_option, parse_steps, public_key, trainer_key_option
 from vtrain.console import RunPath, download_option, fetched, print_json, print_table, printable, profile_option
 from vtrain.errors import KeyFileError, UnsupportedError, UsageError
 
@@ -44,11 +44,13 @@ class _How:
 @click.option("--against", type=RunPath(), metavar="OTHER", help="Find where RUN and another run of its job part.")
 @click.option("--replay", is_flag=True, help="Dispute RUN with what it wrote alone; its trainer is not asked.")
 @click.option("--steps", help="Dispute steps A:B only; they must begin after a checkpoint.")
-@click.option("--out", type=_file, help="Write the referee's records and the transcript into this directory.")
-@click.option("--program-dir", type=_file, help="What the program's path is relative to; only files below it are run.")
-@click.option("--key", type=_file, help="Your private key; the trainer's, with --listen. Made for once otherwise.")
-@_key
-@_json
+@click.option("--out", type=file_path, help="Write the referee's records and the transcript into this directory.")
+@click.option(
+    "--program-dir", type=file_path, help="What the program's path is relative to; only files below it are run."
+)
+@click.option("--key", type=file_path, help="Your private key; the trainer's, with --listen. Made for once otherwise.")
+@trainer_key_option
+@json_option
 @profile_option
 def dispute(
     run: Path | Url, listen: str | None, connect: str | None, against: Path | Url | None, replay: bool,
@@ -72,9 +74,9 @@ def dispute(
     from vtrain.job import Job
 
     how = _How(listen, connect, against, replay)
-    _outside(run, out)
+    check_outside(run, out)
     path = fetched(run)
-    evidence = open_run(path, _public(trainer_key))
+    evidence = open_run(path, public_key(trainer_key))
     if how.listen is not None and key is None:
         raise UsageError("--listen needs --key: the key that signed the run")
     signer = Ed25519PrivateKey.generate() if key is None else keys.load_private(key)
@@ -84,7 +86,7 @@ def dispute(
     if isinstance(evidence.job, Job):  # what the run names is run here
         check_program(evidence.job.program, program_dir, path, FOLDER)
     folder = program_dir or Path()
-    first, last = _steps(steps) or (0, evidence.last_step)
+    first, last = parse_steps(steps) or (0, evidence.last_step)
     if not 0 <= first <= last <= evidence.last_step:
         raise UsageError(f"--steps {steps}; the run has 0:{evidence.last_step}")
     if how.against is not None:
@@ -199,9 +201,9 @@ def _elements(finding: Finding) -> None:
 
 
 @click.command()
-@click.argument("record", type=_file)
-@_key
-@_json
+@click.argument("record", type=file_path)
+@trainer_key_option
+@json_option
 def referee(record: Path, trainer_key: Path | None, as_json: bool) -> None:
     """Judge the disputed operation in RECORD, or who broke the rules in a transcript.
 
@@ -226,7 +228,7 @@ def referee(record: Path, trainer_key: Path | None, as_json: bool) -> None:
         return
     if len(data) > MAX_RECORD_BYTES:
         raise UsageError(f"{record}: {len(data)} bytes; a record has at most {MAX_RECORD_BYTES}")
-    finding = judge(data, _public(trainer_key))
+    finding = judge(data, public_key(trainer_key))
     if as_json:
         print_json(finding.to_json())
     else:
@@ -256,7 +258,7 @@ def _transcript(data: bytes, trainer_key: Path | None, as_json: bool) -> None:
     from auditor.dispute.rules import check_transcript
     from vtrain.commit import heads, keys
 
-    key = _public(trainer_key)
+    key = public_key(trainer_key)
     if key is None:
         raise UsageError("a transcript needs --trainer-key: the key that its answers must be signed with")
     lines = data.rstrip(b"\n").split(b"\n")

@@ -6,19 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from auditor.audit.segment import Found, TaskReplay
 from auditor.dispute.challenger import Challenger, Channel
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.resolve import Resolution, Resolver, forfeited, to_json
 from auditor.dispute.rules import RESPONDER, Forfeit
 from vtrain.errors import BackendError
-
-if TYPE_CHECKING:
-    from auditor.audit import Found
-    from auditor.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -35,24 +32,30 @@ class Party:
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     records: Path | None = None
 
+    @contextlib.contextmanager
+    def judging(self, replay: TaskReplay) -> Iterator[Callable[[Found], Found]]:
+        """A judge of what ``replay`` finds, which hangs up at the end."""
+        judge = Judge(replay, self)
+        try:
+            yield judge
+        finally:
+            judge.close()
+
 
 # What an audit compares with the run's own records, which no rounding changes.
 _OF_THE_RUN = ("data", "log", "scalars", "sites", "steps")
-Replay = Callable[[Any, dict[Any, Any]], "Found"]  # a segment, with repairs
 
 
 class Judge:
     """Turns differences that an audit finds into judged ones.
 
     Args:
-        evidence: the run.
-        directory: what the program is relative to.
-        party: the trainer; None takes differences as they are.
-        replay: replays a segment with repairs.
+        replay: the audit's own, of the run.
+        party: the trainer.
     """
 
-    def __init__(self, evidence: Evidence, directory: Path | None, party: Party | None, replay: Replay) -> None:
-        self._evidence, self._directory, self._party, self._replay = evidence, directory, party, replay
+    def __init__(self, replay: TaskReplay, party: Party) -> None:
+        self._replay, self._party = replay, party
         self._repairs: dict[Any, Any] = {}
         self._open: tuple[Resolver, Callable[[], None]] | None = None
 
@@ -64,11 +67,11 @@ class Judge:
                 it does not see again.
             Forfeit: this side broke a rule of the dispute.
         """
-        if found.difference is None or self._party is None:
+        if found.difference is None:
             return found
         segment, suspect = found.segment, found.difference[0]
         try:
-            made = self._resolver(self._party).resolve(segment.start + 1, segment.last, suspect)
+            made = self._resolver().resolve(segment.start + 1, segment.last, suspect)
         except Forfeit as lost:
             if lost.side != RESPONDER:
                 raise
@@ -83,14 +86,15 @@ class Judge:
             if found.difference[1] in _OF_THE_RUN:
                 return found
             raise BackendError(f"the difference in step {suspect} is not found again: {found.difference[2]}")
-        again = self._replay(segment, self._repairs)
+        again = self._replay.replay(segment, lambda step: None, self._repairs)
         again.repairs = made.listed
         return again
 
-    def _resolver(self, party: Party) -> Resolver:
+    def _resolver(self) -> Resolver:
         if self._open is None:
+            party = self._party
             channel, close = party.channel()
-            rerun = Rerun(self._evidence, self._directory or Path(), self._repairs)
+            rerun = Rerun(self._replay.evidence, self._replay.directory, self._repairs)
             self._open = Resolver(Challenger(rerun, party.key, channel), self._repairs, party.records), close
         return self._open[0]
 
@@ -105,15 +109,3 @@ def _refuted(found: Found, made: Resolution) -> Found:
     found.repairs, found.dispute = made.listed, to_json(made.refuted)
     found.difference = (made.refuted.step, "operation" if made.refuted.event >= 0 else "dispute", made.refuted.why)
     return found
-
-
-@contextlib.contextmanager
-def judging(
-    evidence: Evidence, directory: Path | None, party: Party | None, replay: Replay
-) -> Iterator[Callable[[Found], Found]]:
-    """A judge, which hangs up at the end."""
-    judge = Judge(evidence, directory, party, replay)
-    try:
-        yield judge
-    finally:
-        judge.close()

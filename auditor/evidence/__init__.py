@@ -1,5 +1,6 @@
 """What a run holds, read as hostile input, and whether it holds together. Imports no torch."""
 
-from auditor.evidence.run import Evidence, open_run
+from auditor.evidence.opening import open_run
+from auditor.evidence.run import Evidence
 
 __all__ = ["Evidence", "open_run"]

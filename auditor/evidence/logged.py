@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from auditor.evidence import Evidence
-from auditor.evidence.run import is_canonical, numel
+from auditor.evidence.sites import is_canonical, numel
 from vtrain.store.logformat import TERNARY
 
 

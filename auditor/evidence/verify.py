@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.evidence import Evidence, open_run
 from auditor.evidence.prove import read_note
-from auditor.evidence.run import numel
+from auditor.evidence.sites import numel
 from vtrain.commit import heads, keys
 from vtrain.errors import CheckpointError, LogError
 from vtrain.store.address import Url

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import click
 
+from auditor.options import file_path
 from vtrain.console import RunPath, check_output, download_option, fetched, progress
 from vtrain.errors import UsageError
 from vtrain.store.address import Url
-
-_file = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("run", type=RunPath())
 @download_option
 @click.option("--verdict", type=RunPath(), help="A signed verdict on this run, as `vtrain audit --verdict` writes it.")
-@click.option("--out", type=_file, default=Path("report.html"), show_default=True, help="Write the page here.")
-@click.option("--trainer-key", type=_file, help="The trainer's public key, if you know it.")
-@click.option("--auditor-key", type=_file, help="The public key that must have signed the verdict.")
+@click.option("--out", type=file_path, default=Path("report.html"), show_default=True, help="Write the page here.")
+@click.option("--trainer-key", type=file_path, help="The trainer's public key, if you know it.")
+@click.option("--auditor-key", type=file_path, help="The public key that must have signed the verdict.")
 def report(
     run: Path | Url, verdict: Path | Url | None, out: Path, trainer_key: Path | None, auditor_key: Path | None
 ) -> None:

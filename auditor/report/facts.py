@@ -138,12 +138,13 @@ class Metric:
 
 
 def metrics(evidence: Evidence) -> tuple[list[Metric], int]:
-    """The metrics to draw, the loss first, and how many there are in all."""
+    """The metrics to draw, that of the run's kind first, and how many there are in all."""
     found: dict[str, list[tuple[int, str]]] = {}
     for leaf in evidence.leaves:
         for name, bits in leaf.metrics.items():
             found.setdefault(name, []).append((leaf.step, bits))
-    names = sorted(found, key=lambda n: (n != "loss", "loss" not in n.lower(), n))[:_MOST_METRICS]
+    first = evidence.kind.first_metric
+    names = sorted(found, key=lambda n: (n != first, first not in n.lower(), n))[:_MOST_METRICS]
     made = []
     for name in names:
         points = [(step, metric(bits)) for step, bits in found[name]]

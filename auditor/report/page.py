@@ -107,6 +107,7 @@ def _run(evidence: Evidence, checks: list[Check]) -> dict[str, Any]:
         "trainer_key": keys.key_id(evidence.key),
         "pinned": evidence.pinned,
         "last": evidence.last_step,
+        "kind": evidence.kind,
         "subject": {"name": name, "sha256": sha256},
         "root": evidence.heads[-1].root.hex(),
         "checks": checks,

@@ -1,4 +1,4 @@
-"""Which segments an audit replays, and how likely a sample meets a cheat (protocol §7). Imports no torch.
+"""The draw of a sample of segments, its check, and how likely it meets a cheat (protocol §7). Imports no torch.
 
 A sample is drawn without replacement by a Philox permutation under the seed SHA-256("vtrain-sample-v2\\n" + nonce +
 "\\n" + head), its first 16 bytes as a little-endian integer; the head is named by ``heads.head_digest``, in which no
@@ -11,77 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
+from auditor.evidence.run import Evidence
+from auditor.evidence.segments import segments
 from vtrain.commit.heads import head_digest
 from vtrain.errors import MalformedRunError, TranscriptError, UsageError
 from vtrain.random import StreamKey, permutation
 
-if TYPE_CHECKING:
-    from auditor.evidence import Evidence
-
 MAX_NONCE = 4096  # characters
 # More segments than any run can have, and few enough for a draw to be repeated in seconds.
 MAX_SEGMENTS = 20_000_000
-_NUMBER = re.compile(r"(\d{1,9}|\d{0,9}\.\d{1,18})(%?)", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Steps to replay from a checkpoint.
-
-    Attributes:
-        start: step of the checkpoint to begin from; -1 begins with the initialisation.
-        first: first step to compare.
-        last: last step to compare.
-    """
-
-    start: int
-    first: int
-    last: int
-
-    @property
-    def steps(self) -> int:
-        """How many steps it compares, the initialisation counting as one."""
-        return self.last - self.first + 1
-
-
-class Confidence(NamedTuple):
-    """How sure a sample is to be.
-
-    Attributes:
-        caught: probability wanted of drawing at least one bad segment, in (0, 1].
-        cheated: share of the segments that are bad, in (0, 1].
-    """
-
-    caught: Fraction
-    cheated: Fraction
-
-
-def segments(evidence: Evidence) -> list[Segment]:
-    """All segments of a run: the initialisation, then one between each two checkpoints."""
-    ends = evidence.checkpoints
-    return [Segment(-1, 0, 0)] + [Segment(a, a + 1, b) for a, b in zip(ends, ends[1:], strict=False)]
-
-
-def chosen(all_segments: Sequence[Segment], first: int, last: int) -> list[Segment]:
-    """The segments that cover steps ``first`` to ``last``, cut to them.
-
-    Raises:
-        UsageError: the run has no such steps.
-    """
-    end = all_segments[-1].last
-    if not 0 <= first <= last <= end:
-        raise UsageError(f"steps {first}:{last}; want 0 <= A <= B <= {end}")
-    return [
-        Segment(s.start, max(s.first, first), min(s.last, last))
-        for s in all_segments
-        if s.first <= last and s.last >= first
-    ]
 
 
 def extend(ranges: list[tuple[int, int]], new: tuple[int, int]) -> None:
@@ -121,28 +63,6 @@ def drawn(total: int, count: int, head: str, nonce: str) -> list[int]:
     return sorted(order[:count].tolist())
 
 
-def sample(all_segments: Sequence[Segment], count: int, head: str, nonce: str) -> list[Segment]:
-    """``count`` segments at random, from the signed head and the auditor's nonce: nobody could foresee the draw.
-
-    Raises:
-        UsageError: as ``drawn``.
-    """
-    return [all_segments[i] for i in drawn(len(all_segments), count, head, nonce)]
-
-
-def share(text: str, option: str) -> Fraction:
-    """A share or probability written as ``0.05`` or ``5%``, exactly.
-
-    Raises:
-        UsageError: it is no number in (0, 1].
-    """
-    found = _NUMBER.fullmatch(text.strip())
-    value = Fraction(0) if found is None else Fraction(found[1]) / (100 if found[2] else 1)
-    if not 0 < value <= 1:
-        raise UsageError(f"{option} {text[:40]!r}; want a number above 0 and at most 1, such as 0.05 or 5%")
-    return value
-
-
 def bad_segments(total: int, cheated: Fraction) -> int:
     """The least whole number of segments that is a share ``cheated`` of ``total``: rounded up."""
     return math.ceil(cheated * total)
@@ -160,40 +80,6 @@ def caught(total: int, count: int, bad: int) -> Fraction:
         raise UsageError(f"{count} drawn and {bad} bad of {total} segments; want each to be at most all of them")
     few, many = min(count, bad), max(count, bad)  # the formula is symmetric in both; fewer terms are faster
     return 1 - Fraction(math.comb(total - many, few), math.comb(total, few))
-
-
-def size_for_budget(all_segments: Sequence[Segment], budget: Fraction) -> int:
-    """The largest n such that any n segments have at most a share ``budget`` of all steps; at least 1.
-
-    *Any*: it is the n longest that are counted, so the bound holds whatever is drawn. The initialisation is a step.
-    """
-    longest = sorted((s.steps for s in all_segments), reverse=True)
-    left, count = budget * sum(longest), 0
-    for steps in longest:
-        left -= steps
-        if left < 0:
-            break
-        count += 1
-    return max(1, count)
-
-
-def size_for_confidence(total: int, wanted: Confidence) -> int:
-    """The smallest n that meets, with probability ``wanted.caught``, a trainer who cheated in ``wanted.cheated``.
-
-    Exact, without replacement. Such an n always exists: after ``total`` - bad + 1 draws one bad segment is among them.
-    """
-    bad = bad_segments(total, wanted.cheated)
-    low, high = 0, 1  # `low` is too few; double until `high` is enough, then halve between them
-    most = total - bad + 1
-    while high < most and caught(total, high, bad) < wanted.caught:
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if caught(total, middle, bad) < wanted.caught:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def check_draw(

@@ -302,7 +302,7 @@ def _about(found: Predicate, subject: _Subject, evidence: Evidence) -> None:
         "identity": (found.run, heads.run_text(evidence.run)),
         "trainer's key": (found.trainerKey.id, keys.key_id(evidence.key)),
         "last step": (found.steps, evidence.last_step),
-        "model": ((subject.name, subject.digest.sha256), evidence.subject),
+        evidence.kind.product: ((subject.name, subject.digest.sha256), evidence.subject),
     }
     for what, (said, wanted) in pairs.items():
         if said != wanted:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from auditor.evidence import Evidence
+from auditor.evidence.kinds import TRAINING, Kind
+from auditor.evidence.run import Evidence
+from auditor.verdict.counts import Counts
 from auditor.verdict.draw import bad_segments, caught
 from auditor.verdict.freedom import Freedom, excess
 from vtrain.commit import heads, keys, statement
 from vtrain.errors import Refuted
 from vtrain.store.address import Url
 from vtrain.store.objects import write
-
-if TYPE_CHECKING:
-    from auditor.audit.listener import Counts
 
 VERDICT_PREDICATE = "https://vtrain.dev/attestation/verdict/v2"
 VERIFIED, REFUTED, UNFINISHED = "verified", "refuted", "unfinished"
@@ -35,13 +34,6 @@ NOT_CLAIMED = (
 def detection(segments: int, share: float) -> float:
     """Probability that replaying so many random segments meets one of a share ``share`` that is bad: 1-(1-q)^n."""
     return 1.0 - (1.0 - share) ** segments
-
-
-OTHER_DATA = (
-    "honest machines can differ in a batch that is computed outside the steps: torch's own draws of floats, linspace, "
-    "exp and interpolation give other last bits on another processor; make it with integers (randint, randperm, "
-    "indices into data from a file), `with vtrain.seeded(seed):`, or inside the step"
-)
 
 
 @dataclass
@@ -73,12 +65,13 @@ class Verdict:
         first_bad_step: where a refuted run first goes wrong; None otherwise.
         what: what differs there: ``data``, ``scalars``, ``log``, ``loss``, ``state``, ``sites``, ``steps`` or ``job``.
         detail: one line for people.
-        subject: name and SHA-256 of the final model file.
+        subject: name and SHA-256 of the file that the run's attestation is about.
         environment: the auditor's hardware and library versions.
         trainer: the trainer's, as it says.
         notes: what else a reader should know.
         repairs: differences that disputes found to be benign: step, number of the result, site, elements, record.
         dispute: the difference that was not, down to its elements; None without a dispute.
+        kind: what was run.
     """
 
     result: str
@@ -111,6 +104,7 @@ class Verdict:
     drawn: list[int] = field(default_factory=list)
     program: dict[str, Any] | None = None
     job_pinned: bool = False
+    kind: Kind = TRAINING
 
     @property
     def verified(self) -> bool:
@@ -130,10 +124,10 @@ class Verdict:
         self.first_bad_step, self.what, self.detail = found.step, found.what, found.detail
         self.violations = int(found.what == "log")
 
-    def doubt_data(self) -> None:
-        """Note why honest machines may differ, where the difference is in batches that code of the user's makes."""
-        if self.what == "data":
-            self.notes.append(OTHER_DATA)
+    def doubt(self) -> None:
+        """Note why honest machines may differ, where the difference is in what code of the user's made."""
+        if note := self.kind.doubts.get(self.what):
+            self.notes.append(note)
 
     def count(self, found: Counts) -> None:
         """Take over what was counted."""
@@ -253,7 +247,7 @@ class Verdict:
 
     def _headline(self) -> str:
         if self.verified:
-            return "the replayed steps are the trainer's, bit for bit"
+            return self.kind.equal
         if self.result == UNFINISHED:
             done = f"ended after step {self.replayed[-1][1]}" if self.replayed else "has not begun"
             return f"the replay of {self.steps} steps {done}: no verdict"
@@ -277,6 +271,7 @@ def begin(evidence: Evidence, environment: dict[str, Any]) -> Verdict:
         subject=evidence.subject,
         environment=environment,
         trainer=theirs,
+        kind=evidence.kind,
     )
     if theirs.get("torch") != environment.get("torch"):
         verdict.notes.append(f"PyTorch {environment.get('torch')} here, {str(theirs.get('torch'))[:40]} at the trainer")

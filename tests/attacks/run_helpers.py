@@ -87,8 +87,13 @@ def make(out: Path, made: Job | None = None) -> Path:
     return out
 
 
-@cache
 def _folder() -> Path:
+    """Of the runs made with as many threads as this process has now: an attestation says how many."""
+    return _folder_for(torch.get_num_threads())
+
+
+@cache
+def _folder_for(threads: int) -> Path:
     folder = tempfile.TemporaryDirectory(prefix="vtrain-runs-")
     _KEPT.append(folder)
     return Path(folder.name)

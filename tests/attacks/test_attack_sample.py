@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from run_helpers import KEY, audited, copied, finding, forging, honest, job, make
 
+from auditor.audit.plan import chosen, sample
 from auditor.evidence import open_run
-from auditor.verdict.draw import Segment, check_draw, chosen, sample, segments
+from auditor.evidence.segments import Segment, segments
+from auditor.verdict.draw import check_draw
 from auditor.verdict.verdict import SHARES, detection
 from vtrain.demo.forger import one_ulp
 from vtrain.errors import Refuted, UsageError

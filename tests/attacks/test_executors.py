@@ -21,11 +21,12 @@ import pytest
 from run_helpers import HERE, KEY, audited, copied, finding, forging, honest, job, make, tree_bytes
 
 import auditor.audit.executors as executors
-import auditor.audit.segment as bench_module
+import auditor.audit.worker as worker_module
 from auditor.audit import Request, audit
 from auditor.audit.executors import TRIES, Processes, Replays
-from auditor.audit.segment import Found, Work
-from auditor.verdict.draw import Segment
+from auditor.audit.segment import Found
+from auditor.audit.worker import Work
+from auditor.evidence.segments import Segment
 from vtrain.commit import keys
 from vtrain.demo.forger import one_ulp
 from vtrain.engine.backend import environment
@@ -151,25 +152,25 @@ def test_worker_of_another_kind(long_run: Path) -> None:
     """Its results would be reported as those of the auditor's machine."""
     mine = environment()
     with pytest.raises(UnsupportedError, match=r"cpu_capability is .*, the auditor's .ALTIVEC."):
-        bench_module._open(work(long_run, environment={**mine, "cpu_capability": "ALTIVEC"}))
+        worker_module._open(work(long_run, environment={**mine, "cpu_capability": "ALTIVEC"}))
     with pytest.raises(UnsupportedError, match="more is missing, the auditor's 1"):
-        bench_module._open(work(long_run, environment={**mine, "more": 1}))
-    assert bench_module._open(work(long_run)).replay(Segment(0, 1, 1), print).difference is None
+        worker_module._open(work(long_run, environment={**mine, "more": 1}))
+    assert worker_module._open(work(long_run)).replay(Segment(0, 1, 1), print).difference is None
 
 
 def test_worker_that_sees_another_run(long_run: Path, tmp_path: Path) -> None:
     with pytest.raises(MalformedRunError, match="changed while it was audited"):
-        bench_module._open(work(forged(long_run, tmp_path), note=work(long_run).note))
+        worker_module._open(work(forged(long_run, tmp_path), note=work(long_run).note))
 
 
 def test_worker_opens_each_work_once(long_run: Path) -> None:
-    found = [bench_module.replay_in_worker(Segment(s, s + 1, s + 1), work(long_run)) for s in (0, 1)]
-    kept = bench_module._kept
+    found = [worker_module.replay_in_worker(Segment(s, s + 1, s + 1), work(long_run)) for s in (0, 1)]
+    kept = worker_module._kept
     assert kept is not None and [f.difference for f in found] == [None, None]
-    bench_module.replay_in_worker(Segment(0, 1, 1), work(long_run))
-    assert bench_module._kept is kept
-    bench_module.replay_in_worker(Segment(0, 1, 1), work(long_run, nonce="another"))
-    assert bench_module._kept is not kept
+    worker_module.replay_in_worker(Segment(0, 1, 1), work(long_run))
+    assert worker_module._kept is kept
+    worker_module.replay_in_worker(Segment(0, 1, 1), work(long_run, nonce="another"))
+    assert worker_module._kept is not kept
 
 
 # ---- what a verdict must not depend on ------------------------------------------------------------------------------

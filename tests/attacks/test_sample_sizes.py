@@ -14,19 +14,10 @@ from typing import Any
 import pytest
 from run_helpers import KEY, audited, copied, finding, forging, job, make
 
+from auditor.audit.plan import Confidence, share, size_for_budget, size_for_confidence
 from auditor.evidence import open_run
-from auditor.verdict.draw import (
-    Confidence,
-    Segment,
-    bad_segments,
-    caught,
-    check_draw,
-    drawn,
-    segments,
-    share,
-    size_for_budget,
-    size_for_confidence,
-)
+from auditor.evidence.segments import Segment, segments
+from auditor.verdict.draw import bad_segments, caught, check_draw, drawn
 from auditor.verdict.verdict import detection
 from vtrain.commit.heads import head_digest
 from vtrain.demo.forger import one_ulp

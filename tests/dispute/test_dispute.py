@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import vtrain.engine.task as task_module
 from auditor.audit import Request, audit
 from auditor.audit.progress import Progress
-from auditor.audit.segment import Bench
+from auditor.audit.segment import TaskReplay
 from auditor.dispute.challenger import Challenger, common_prefix
 from auditor.dispute.judging import Party
 from auditor.dispute.record import parse_record
@@ -447,7 +447,7 @@ def test_a_disputed_audit_goes_on_after_it_was_killed(tmp_path: Path, monkeypatc
     whole = audited(run, party=party(run, Elsewhere), nonce="n")
     assert whole.verified and len({r["step"] for r in whole.repairs}) > 2
     request = Request(run, HERE, nonce="n", progress=tmp_path / "p", party=party(run, Elsewhere, tmp_path / "records"))
-    add, replay, replayed = Progress.add, Bench.replay, []
+    add, replay, replayed = Progress.add, TaskReplay.replay, []
 
     def killed(self: Progress, found: Any) -> None:
         add(self, found)
@@ -463,7 +463,7 @@ def test_a_disputed_audit_goes_on_after_it_was_killed(tmp_path: Path, monkeypatc
     readable(lost, run, tmp_path)
     first, missing = whole.repairs[0]["step"], lost.first_bad_step
     assert missing is not None and missing > first
-    monkeypatch.setattr(Bench, "replay", lambda self, s, *a: replayed.append(s.last) or replay(self, s, *a))
+    monkeypatch.setattr(TaskReplay, "replay", lambda self, s, *a: replayed.append(s.last) or replay(self, s, *a))
     again = audit(request, silent, silent)
     assert again.verified and min(replayed) == missing
     assert _plain(again.repairs) == _plain(whole.repairs) and again.freedom.to_json() == whole.freedom.to_json()

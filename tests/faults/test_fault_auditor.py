@@ -29,7 +29,7 @@ from run_helpers import (
 
 from auditor.audit import Request, audit
 from auditor.audit.progress import Progress, from_json, to_json
-from auditor.verdict.draw import Segment
+from auditor.evidence.segments import Segment
 from vtrain.errors import StorageError
 
 Audit = Callable[[], None]
@@ -120,18 +120,18 @@ def test_torn_lines(run: Path, tmp_path: Path, size: int) -> None:
 
 
 def test_what_was_found_is_not_replayed_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from auditor.audit.segment import Bench
+    from auditor.audit.segment import TaskReplay
 
     auditing(run, tmp_path)()
     first, kept = (tmp_path / "verdict.json").read_bytes(), lines(tmp_path)
     (tmp_path / "progress").write_bytes(b"".join(kept[:3]))
-    replay, replayed = Bench.replay, []
+    replay, replayed = TaskReplay.replay, []
 
-    def counted(self: Bench, segment: Segment, *rest: Any) -> Any:
+    def counted(self: TaskReplay, segment: Segment, *rest: Any) -> Any:
         replayed.append(segment.last)
         return replay(self, segment, *rest)
 
-    monkeypatch.setattr(Bench, "replay", counted)
+    monkeypatch.setattr(TaskReplay, "replay", counted)
     auditing(run, tmp_path)()
     assert replayed == [4, 6] and (tmp_path / "verdict.json").read_bytes() == first
     auditing(run, tmp_path)()

@@ -9,8 +9,8 @@ import pytest
 from run_helpers import KEY, audited, forging, honest, job
 from test_fault_auditor import auditing, lines
 
+from auditor.audit.plan import Confidence
 from auditor.audit.progress import Progress
-from auditor.verdict.draw import Confidence
 from vtrain.errors import BusyError, ProgressError, UsageError
 
 OTHERS: dict[str, Any] = {

@@ -289,9 +289,7 @@ def test_settings_that_cannot_be_audited_are_refused(tmp_path: Path) -> None:
 
 
 def test_importing_the_packages_does_not_import_transformers() -> None:
-    code = (
-        "import sys, trainer.loop, auditor.audit.loop, vtrain.integrations; sys.exit('transformers' in sys.modules)"
-    )
+    code = "import sys, trainer.loop, auditor.audit.loop, vtrain.integrations; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

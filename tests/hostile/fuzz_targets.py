@@ -17,7 +17,7 @@ from mutations import Step, spoil_bytes, spoil_json
 
 from auditor.evidence import Evidence, open_run
 from auditor.evidence.prove import check, prove
-from auditor.evidence.run import is_canonical, numel
+from auditor.evidence.sites import is_canonical, numel
 from auditor.evidence.verify import verify
 from vtrain.commit import heads, keys, merkle, statement
 from vtrain.commit.chunks import chunks_digest
