@@ -59,6 +59,87 @@ def test_imports_point_one_way(package: str) -> None:
     assert wrong == []
 
 
+# ---- no two modules need each other ----------------------------------------------------------------------------------
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def needs(path: Path) -> set[str]:
+    """Modules of ours that a file imports; a package only where what is taken from it is no module."""
+    found = {name for name in imports(path) if name in MODULES} - {module_name(path)}
+    packages = {
+        node.module
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and all(f"{node.module}.{alias.name}" in MODULES for alias in node.names)
+    }
+    return found - packages
+
+
+NEEDS = {name: needs(path) for name, path in MODULES.items()}
+
+
+def circles(direct: dict[str, set[str]]) -> list[set[str]]:
+    """Modules that need each other, through whatever others."""
+    reach = {name: set(found) for name, found in direct.items()}
+    for middle in reach:  # Warshall
+        for name, found in reach.items():
+            if middle in found:
+                reach[name] = found | reach[middle]
+    return [found & {n for n in found if name in reach[n]} for name, found in reach.items() if name in found]
+
+
+def test_no_two_modules_need_each_other() -> None:
+    """Wherever the import stands: in a function, or for types alone."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}, {"b", "c"}]
+    assert circles(NEEDS) == []
+
+
+# ---- the auditor's rooms ---------------------------------------------------------------------------------------------
+# room -> those that it may go into; every command may go anywhere, and nobody goes to a command.
+ROOMS = {
+    "evidence": {"evidence"},
+    "verdict": {"evidence", "verdict"},
+    "report": {"evidence", "verdict", "report"},
+    "audit": {"evidence", "verdict", "audit"},
+    "dispute": {"evidence", "verdict", "audit", "dispute"},
+}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if name.startswith("auditor.") else ""
+
+
+def test_the_auditor_s_rooms() -> None:
+    assert {path.name for path in (ROOT / "auditor").iterdir() if path.is_dir()} - {"__pycache__"} == set(ROOMS)
+    inner = [name for name in NEEDS if room(name) in ROOMS and not name.endswith(".cli")]
+    wrong = [(name, i) for name in inner for i in NEEDS[name] if room(i) in ROOMS.keys() - ROOMS[room(name)]]
+    assert wrong == []
+
+
+def test_nobody_goes_to_a_command() -> None:
+    """``vtrain.cli`` names them, and is what ``python -m vtrain`` runs."""
+    found = [(name, i) for name, needed in NEEDS.items() for i in needed if i.endswith(".cli")]
+    assert found == [("vtrain.__main__", "vtrain.cli")]
+
+
+# What a step, a transcript or a signature is, every room may know; what is trained, one file does.
+OF_TRAINING = {"vtrain.job.Job", "vtrain.job.LoopJob", "vtrain.commit.statement.RUN_PREDICATE"}
+
+
+@pytest.mark.parametrize("package", ["auditor.verdict", "auditor.report"])
+def test_training_stands_behind_one_seam(package: str) -> None:
+    files = [path for path in SOURCES if begins(module_name(path), package)]
+    assert files and [(module_name(p), i) for p in files for i in imports(p) if i in OF_TRAINING] == []
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+MOST_LINES = 400
+
+
+def test_files_stay_short() -> None:
+    long = {module_name(path): lines for path in SOURCES if (lines := len(path.read_bytes().splitlines())) > MOST_LINES}
+    assert long == {}
+
+
 # Names as texts, imported when they are asked for: the commands, and vtrain.record and vtrain.replay.
 BY_NAME = {"vtrain": "vtrain/__init__.py", "commands": "vtrain/cli.py"}
 
@@ -70,7 +151,7 @@ def test_only_two_lists_name_the_roles() -> None:
     assert found == {*BY_NAME.values()}
 
 
-LIGHT = {
+LIGHT: dict[str, tuple[str, ...]] = {
     "vtrain": ("torch", "zarr", "cupy", "pydantic", "trainer", "auditor"),
     "vtrain.roles": ("torch", "zarr", "pydantic", "trainer", "auditor"),
     "vtrain.cli": ("torch", "zarr", "pydantic"),

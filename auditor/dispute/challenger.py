@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
+from auditor.dispute.asking import Asker
 from auditor.dispute.commitment import CHALLENGER, Commitment
 from auditor.dispute.difference import NOT_COMMITTED, Difference
-from auditor.dispute.messages import Message, seal
 from auditor.dispute.operation import Operation
 from auditor.dispute.referee import REFUTED
-from auditor.dispute.rerun import Rerun
-from auditor.dispute.rules import Conversation, Forfeit
-from auditor.evidence import Evidence
 from auditor.evidence.decimal import metric
-from vtrain.commit import heads, keys, merkle
+from vtrain.commit import merkle
 from vtrain.commit.trace import Trace
-
-Channel = Callable[[bytes], bytes]  # a line there, the answer's line back
 
 
 def common_prefix(mine: int, theirs: int, same: Callable[[int], bool]) -> int:
@@ -40,49 +32,12 @@ def common_prefix(mine: int, theirs: int, same: Callable[[int], bool]) -> int:
     return low
 
 
-class Challenger:
-    """Disputes a run with the party that answers on a channel.
+class Challenger(Asker):
+    """Disputes a run with the party that answers on a channel; arguments and attributes are those of ``Asker``."""
 
-    Args:
-        rerun: its own computation.
-        key: its key.
-        channel: sends a line and gives the answer; raises Forfeit(RESPONDER) where none comes.
-        responder: the key that answers must be signed with; the trainer's by default.
-        run: the run that is disputed; by default the one that ``rerun`` does again.
-
-    Attributes:
-        rerun, key: as given.
-        evidence: the run that is disputed.
-        talk: the dispute so far; ``talk.lines`` is the transcript.
-    """
-
-    def __init__(
-        self, rerun: Rerun, key: Ed25519PrivateKey, channel: Channel, responder: Ed25519PublicKey | None = None,
-        run: Evidence | None = None,
-    ) -> None:  # fmt: skip
-        self.rerun, self.key, self._channel = rerun, key, channel
-        self.evidence = evidence = run or rerun.evidence
-        head = heads.head_digest(evidence.notes[-1])
-        self.talk = Conversation(evidence.digest.hex(), head, responder or evidence.key)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._agreed: dict[int, int] = {}  # a step, and how many of its events both sides have alike
-        self._session = os.urandom(32).hex()
-        self.ask("open", job=self.talk.job, head=evidence.notes[-1], key=keys.public_text(key))
-
-    def ask(self, kind: str, **content: Any) -> dict[str, Any]:
-        """One question and its answer.
-
-        Raises:
-            Forfeit: the responder breaks a rule.
-        """
-        message = Message(self._session, len(self.talk.lines), self.talk.previous, kind, content)
-        line = seal(message, self.key)
-        self.talk.take(line)
-        reply = self._channel(line)
-        try:
-            return self.talk.take(reply).content
-        except Forfeit:
-            self.talk.lines.append(reply)  # the evidence against its sender
-            raise
 
     # ---- the first step -------------------------------------------------------------------------------------------
     def first_step(self, first: int, last: int) -> Difference | int | None:
@@ -121,7 +76,7 @@ class Challenger:
     def first_event(self, step: int) -> tuple[Trace, int] | None:
         """My trace of a step, and the number of the first event that differs; None if none does."""
         mine = self.rerun.trace(step, self._agreed.get(step, 0))
-        about = (self.talk.job, self.talk.head, self._session, CHALLENGER)
+        about = (self.talk.job, self.talk.head, self.session, CHALLENGER)
         own = Commitment(*about, step, len(mine), mine.tree.root().hex(), self._repairs())
         self.ask("trace", step=step, commitment=own.sign(self.key))
         theirs = self.talk.traces[step]

@@ -11,7 +11,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditor.audit.segment import Found, TaskReplay
-from auditor.dispute.challenger import Challenger, Channel
+from auditor.dispute.asking import Channel
+from auditor.dispute.challenger import Challenger
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.resolve import Resolution, Resolver, forfeited, to_json
 from auditor.dispute.rules import RESPONDER, Forfeit

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from auditor.dispute.asking import Asker
 from auditor.dispute.difference import Difference, other_results
 from auditor.dispute.exact import within
 from auditor.dispute.parts import RECORD_BYTES, around, split, words
@@ -21,9 +22,6 @@ from vtrain.commit.trace import Trace, parse_event
 from vtrain.errors import UnsupportedError
 from vtrain.store import canonical
 
-if TYPE_CHECKING:
-    from auditor.dispute.challenger import Challenger
-
 MAX_OPERATION_BYTES = 48 << 20  # of all arguments of an operation that a record shows in full
 
 
@@ -36,7 +34,7 @@ class Operation:
         mine: the challenger's trace of the step.
     """
 
-    def __init__(self, party: Challenger, step: int, number: int, mine: Trace) -> None:
+    def __init__(self, party: Asker, step: int, number: int, mine: Trace) -> None:
         self._party, self._step, self._number, self._mine = party, step, number, mine
         self._answer = party.ask("event", step=step, event=number)
         self._run, self._own = party.talk.event(step, number), parse_event(mine.events[number])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from vtrain.engine.generators import reseeded
 from vtrain.engine.listener import Plain
 from vtrain.engine.session import Session, active_engine
 from vtrain.errors import UsageError
@@ -40,5 +41,5 @@ def seeded(seed: int | str = 0, policy: Policy | None = None) -> Iterator[None]:
         return
     if policy is not None and policy != engine.policy:
         raise UsageError("vtrain.seeded(policy=...) inside a step: the run's own holds there; leave it out")
-    with engine.own.reseeded(seed):
+    with reseeded(engine.own, seed):
         yield

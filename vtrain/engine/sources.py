@@ -14,12 +14,11 @@ from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
-import vtrain
 from vtrain.errors import ProgramError
+from vtrain.roles import HOME
 
 MOST_BYTES = 16 << 20  # of one source file
 OURS = ("vtrain", "trainer", "auditor")
-HOME = Path(vtrain.__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from vtrain.engine.generators.numpys import numpy_led
+from vtrain.engine.generators.numpys import numpy_led, put_away
 from vtrain.engine.generators.owner import Own, owned
 from vtrain.engine.generators.pythons import python_led
 from vtrain.engine.generators.torches import torch_led
@@ -24,4 +24,17 @@ def led(own: Own) -> Iterator[None]:
         yield
 
 
-__all__ = ["Own", "led"]
+@contextlib.contextmanager
+def reseeded(own: Own, seed: int | str) -> Iterator[None]:
+    """Within: they begin as those of step 0 of a run with this seed; afterwards they go on as before."""
+    put_away()
+    before = own.taken()
+    own.begin(seed, 0)
+    try:
+        yield
+    finally:
+        put_away()
+        own.put(before)
+
+
+__all__ = ["Own", "led", "reseeded"]

@@ -17,6 +17,8 @@ from vtrain.engine.generators.keys import count_from
 from vtrain.errors import UnsupportedOperation
 from vtrain.random import StreamKey, words
 
+Kept = tuple[torch.Tensor, tuple[StreamKey, int], int, random.Random | None, dict[str, Any] | None]
+
 
 class Own:
     """The generators of one step, made as it begins by the thread that runs it.
@@ -62,20 +64,14 @@ class Own:
             self._python = random.Random(self.host_seed)
         return self._python
 
-    @contextlib.contextmanager
-    def reseeded(self, seed: int | str) -> Iterator[None]:
-        """Within: they begin as those of step 0 of a run with this seed; afterwards they go on as before."""
-        from vtrain.engine.generators.numpys import put_away
+    def taken(self) -> Kept:
+        """The state of all of them, to be put back; NumPy's must not be in place (``numpys.put_away``)."""
+        return self.torch.get_state(), self._host, self._made, self._python, self.numpy
 
-        put_away()
-        before = self.torch.get_state(), self._host, self._made, self._python, self.numpy
-        self.begin(seed, 0)
-        try:
-            yield
-        finally:
-            put_away()
-            state, self._host, self._made, self._python, self.numpy = before
-            self.torch.set_state(state)
+    def put(self, kept: Kept) -> None:
+        """Put back what ``taken`` gave."""
+        state, self._host, self._made, self._python, self.numpy = kept
+        self.torch.set_state(state)
 
     def is_here(self) -> bool:
         """Whether this thread belongs to the step: it runs it, or has its dispatch mode."""
