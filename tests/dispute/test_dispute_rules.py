@@ -173,7 +173,7 @@ def test_out_of_turn(what: str) -> None:
 def test_a_challenger_out_of_turn_loses() -> None:
     theirs = responder(honest())
     dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
-    message = Message(dispute._session, 5, dispute.talk.previous, "states", {"first": 0, "last": 1, "root": "0" * 64})
+    message = Message(dispute.session, 5, dispute.talk.previous, "states", {"first": 0, "last": 1, "root": "0" * 64})
     line = seal(message, AUDITOR)
     with pytest.raises(Forfeit, match="out of turn") as caught:
         theirs.answer(line)
@@ -203,7 +203,7 @@ QUESTIONS: list[tuple[str, Content]] = [
 def test_a_question_that_makes_no_sense_loses(kind: str, content: Content) -> None:
     theirs = responder(honest())
     dispute = Challenger(Rerun(open_run(honest()), HERE), AUDITOR, theirs.answer)
-    line = seal(Message(dispute._session, 2, dispute.talk.previous, kind, content), AUDITOR)
+    line = seal(Message(dispute.session, 2, dispute.talk.previous, kind, content), AUDITOR)
     with pytest.raises(Forfeit) as caught:
         theirs.answer(line)
     assert caught.value.side == CHALLENGER
@@ -239,7 +239,7 @@ def test_questions_that_an_honest_party_could_not_answer(name: str) -> None:
     assert found is not None
     dispute.ask("event", step=3, event=0)
     asked = _asked_afterwards(content, found.event)
-    line = seal(Message(dispute._session, len(dispute.talk.lines), dispute.talk.previous, kind, asked), AUDITOR)
+    line = seal(Message(dispute.session, len(dispute.talk.lines), dispute.talk.previous, kind, asked), AUDITOR)
     with pytest.raises(Forfeit) as caught:
         theirs.answer(line)
     assert (caught.value.side, caught.value.proved) == (CHALLENGER, True)
