@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.carried import Carried
 from trainer.keys import trainer_key
-from trainer.stepwriter import Keeper
+from trainer.stepwriter import StepWriter
 from vtrain.engine.arguments import (
     check_function,
     check_model,
@@ -156,19 +156,19 @@ class record:
 
     def _start(self) -> Recording:
         writer = self._writer
-        self._keeper = Keeper(self._policy, writer, self._every, waits=self._waits)
-        self._keeper.on_initial = lambda digest: writer.identify(self._facts(digest))
+        self._steps = StepWriter(self._policy, writer, self._every, waits=self._waits)
+        self._steps.on_initial = lambda digest: writer.identify(self._facts(digest))
         if self._on_step is not None:
-            self._keeper.on_step = self._on_step
-        self._loop = Loop(self._keeper, self._policy, self._seed, keeps=True)
+            self._steps.on_step = self._on_step
+        self._loop = Loop(self._steps, self._policy, self._seed, keeps=True)
         self._beyond = Beyond(self._loop, whole=self._waits)
-        self._keeper.resume, self._keeper.meta = self._beyond.take, self._meta
+        self._steps.resume, self._steps.meta = self._beyond.take, self._meta
         resuming = writer.checkpoint_step >= 0
         self._loop.initialise(self._model, self._optimizer, self._extra, count=not resuming)
         kept: dict[str, torch.Tensor] = {}
         if resuming:
             self._check_same_loop()
-            kept, meta = self._keeper.go_on(self._loop)
+            kept, meta = self._steps.go_on(self._loop)
             self._beyond.put(kept)
             self._put_meta(meta)
         return Recording(self._loop, self._beyond, kept if self._waits and self._loop.steps_done else {})
@@ -207,9 +207,9 @@ class record:
     ) -> None:
         try:
             if kind is None:
-                self._keeper.finish()
-            elif self._keeper.due and self._beyond.settled():
-                self._keeper.interrupted()
+                self._steps.finish()
+            elif self._steps.due and self._beyond.settled():
+                self._steps.interrupted()
         finally:
             scalars.release()
             self._writer.close()

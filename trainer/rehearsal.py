@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.stepwriter import Keeper
+from trainer.stepwriter import StepWriter
 from vtrain.commit.leaf import Leaf
 from vtrain.engine import attributes, state
 from vtrain.engine.decisions import Decisions
@@ -58,13 +58,13 @@ class Rehearsals:
         task: the job.
         layout: of the run.
         loop: the training, where it begins or goes on.
-        keeper: its listener.
+        steps: its listener.
         every: whether to try each checkpoint.
     """
 
-    def __init__(self, task: Task, layout: Layout, loop: Loop, keeper: Keeper, every: bool = False) -> None:
+    def __init__(self, task: Task, layout: Layout, loop: Loop, steps: StepWriter, every: bool = False) -> None:
         self._task, self._layout = task, layout
-        self._loop, self._keeper, self._every = loop, keeper, every
+        self._loop, self._steps, self._every = loop, steps, every
         self._begun = loop.steps_done
         self._at_start = attributes.snapshot(loop.model)
         self._seen = 0
@@ -95,7 +95,7 @@ class Rehearsals:
         return attributes.changed(self._at_start, attributes.snapshot(self._loop.model))
 
     def _rehearse(self, checkpoint: int) -> None:
-        leaf, log = self._keeper.last
+        leaf, log = self._steps.last
         differs = self._differences(checkpoint, leaf, log)
         if not differs:
             return

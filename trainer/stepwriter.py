@@ -36,7 +36,7 @@ class _Pending:
     due: bool
 
 
-class Keeper:
+class StepWriter:
     """Records each step and writes it: leaf and log at once, the state at checkpoints.
 
     The last step's leaf is held back until it is known whether it is the run's last, which carries a state digest.

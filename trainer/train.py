@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.rehearsal import Rehearsals
-from trainer.stepwriter import Keeper
+from trainer.stepwriter import StepWriter
 from vtrain.engine.loop import Loop, StepEnd
 from vtrain.engine.task import Task, complete
 from vtrain.errors import UsageError
@@ -103,19 +103,19 @@ def _run(
     job = task.job
     try:
         writer.identify(None)
-        keeper = Keeper(job.policy, writer, job.train.checkpoint_every)
-        loop = Loop(keeper, job.policy, job.train.seed)
-        keeper.on_step = on_step
+        steps = StepWriter(job.policy, writer, job.train.checkpoint_every)
+        loop = Loop(steps, job.policy, job.train.seed)
+        steps.on_step = on_step
         begun = writer.checkpoint_step
         loop.initialise(task.model, task.optimizer, count=begun < 0)
         if begun >= 0:
-            keeper.go_on(loop)
-        rehearsals = Rehearsals(task, writer.layout, loop, keeper, rehearse)
+            steps.go_on(loop)
+        rehearsals = Rehearsals(task, writer.layout, loop, steps, rehearse)
         for step in range(loop.steps_done + 1, job.train.steps + 1):
             task.run_step(loop, step)
             rehearsals.after(step)
-        keeper.finish()
-        if keeper.size.note:
-            say(keeper.size.note)
+        steps.finish()
+        if steps.size.note:
+            say(steps.size.note)
     finally:
         writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,15 +16,30 @@ _SHOWN = 60  # characters of a text that a run brought along
 
 def metric(text: str) -> str:
     """A metric's bits, such as ``F32:3f800000``, as the shortest decimal number that has them; else the text."""
+    found = _number(text)
+    return text[:_SHOWN] if found is None else str(found)
+
+
+def metric_value(text: str) -> float:
+    """The number that a leaf's metric commits to; NaN where the bits are of no number.
+
+    Args:
+        text: as ``vtrain.commit.leaf`` lets it pass.
+    """
+    found = _number(text)
+    return math.nan if found is None else float(found)
+
+
+def _number(text: str) -> Any:
+    """A metric's number, as NumPy has it in its own width; None where the text is no metric."""
     found = _METRIC.fullmatch(text)
     if found is None or int(found[2], 16) >= 1 << _BITS[found[1]]:
-        return text[:_SHOWN]
+        return None
     kind, bits = found[1], int(found[2], 16)
     if kind == "BF16":
         kind, bits = "F32", bits << 16
-    width = _BITS[kind]
-    word = np.array([bits], dtype=f"<u{width // 8}")
-    return str(word.view({"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}[kind])[0])
+    word = np.array([bits], dtype=f"<u{_BITS[kind] // 8}")
+    return word.view({"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}[kind])[0]
 
 
 def argument(value: Any) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from auditor.evidence import Evidence
+from auditor.evidence.decimal import metric_value
 from auditor.evidence.logged import Row, table
 from auditor.report.charts import Mark
-from auditor.report.sanitised import flat, metric
+from auditor.report.sanitised import flat
 from auditor.verdict.file import Predicate, VerdictFile
 from auditor.verdict.freedom import EXCESS
 from auditor.verdict.verdict import NOT_CLAIMED
@@ -147,7 +148,7 @@ def metrics(evidence: Evidence) -> tuple[list[Metric], int]:
     names = sorted(found, key=lambda n: (n != first, first not in n.lower(), n))[:_MOST_METRICS]
     made = []
     for name in names:
-        points = [(step, metric(bits)) for step, bits in found[name]]
+        points = [(step, metric_value(bits)) for step, bits in found[name]]
         rows = [(points[i][0], f"{points[i][1]:.9g}", found[name][i][1]) for i in some(len(points), 60)]
         made.append(Metric(name, points, rows))
     return made, len(found)

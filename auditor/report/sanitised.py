@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import struct
 import unicodedata
 from collections.abc import Iterator
 from itertools import groupby
@@ -14,7 +12,6 @@ from markupsafe import Markup, escape
 MOST_TEXT = 2000
 _MOST_MARKS = 2  # combining characters in a row: more of them paint over the lines above and below
 _MOST_ENTRIES, _MOST_DEPTH = 80, 6
-_WIDTHS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "I64": 64}
 
 
 def _parts(text: str, most: int) -> Iterator[tuple[str, bool]]:
@@ -79,19 +76,3 @@ def _scalar(value: Any) -> str:
     if value is None or value == "":
         return "none"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def metric(bits: str) -> float:
-    """The number that a leaf's metric commits to, such as ``F32:3f800000``; NaN where the bits are of no such number.
-
-    Args:
-        bits: as ``vtrain.commit.leaf`` lets them pass.
-    """
-    letters, _, digits = bits.partition(":")
-    raw, width = int(digits, 16), _WIDTHS[letters]
-    if raw >> width:
-        return math.nan
-    if letters == "BF16":
-        letters, raw, width = "F32", raw << 16, 32
-    form = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q"}[letters]
-    return float(struct.unpack(form, raw.to_bytes(width // 8, "little"))[0])

@@ -15,8 +15,9 @@ from markupsafe import Markup, escape
 from report_helpers import ACTING, MARKUP, Reader, full_page, hostile, hostile_changes, page, verdict
 from run_helpers import KEY, audited, honest
 
+from auditor.evidence.decimal import metric_value
 from auditor.report import sanitised
-from auditor.report.sanitised import flat, metric, plain, visible
+from auditor.report.sanitised import flat, plain, visible
 
 # What the template and the charts are made of; forms, scripts, images, links and frames are not.
 ELEMENTS = set(
@@ -157,7 +158,7 @@ def test_marked_characters_cannot_be_imitated() -> None:
      ("I64:ffffffffffffffff", -1.0), ("F32:0", 0.0), ("F16:1", 2.0**-24)],
 )  # fmt: skip
 def test_metric(bits: str, value: float) -> None:
-    assert metric(bits) == value
+    assert metric_value(bits) == value
 
 
 def test_flat() -> None:

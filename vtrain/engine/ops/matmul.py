@@ -51,36 +51,47 @@ def product(
         _finish(torch.matmul(wide_a, wide_b, out=y), alpha, wide_bias, beta)
     else:
         (torch.addmm if a.dim() == 2 else torch.baddbmm)(wide_bias, wide_a, wide_b, out=y)
-    name = "mm" if a.dim() == 2 else "bmm"
 
     def scale() -> Scale:
-        rows, cols = row_norms(a), row_norms(b.mT)
-        batch = a.shape[0] if a.dim() == 3 else 1
-        kappa = product_kappa(k, dtype_name(c))
-        s = Scale(name, k, kappa, (batch, *shape[-2:]), row=rows if alpha == 1 else rows * abs(alpha), col=cols)
-        if bias is None or beta == 0:
-            # A sum of ones is not rounded to 0, however many there are.
-            s.empty = lambda: torch.matmul((a != 0).to(F32), (b != 0).to(F32)) == 0
-            return s
-        magnitude = bias.to(F64).abs() * abs(beta)
-        if bias.dim() == 1 or bias.shape[:-1].numel() == 1:
-            s.bias = magnitude.reshape(-1).expand(shape[-1]).contiguous()
-            return s
-        full = s.dense(y) + magnitude.expand(shape).reshape(s.shape)
-        return Scale(name, k, kappa, s.shape, full=full)
+        return _product_scale(y, a, b, bias, alpha, beta)
 
     def vary() -> Tensor:
         order = permutation(k, a.device)
         return _finish(torch.matmul(wide_a[..., order], wide_b[..., order, :]), alpha, wide_bias, beta)
 
     def definition() -> Definition:
-        has_bias = bias is not None and beta != 0
-        params = {"alpha": float(alpha).hex(), "beta": float(beta if has_bias else 0).hex(), "c": dtype_name(c)}
-        batched = (a, b.mT) if a.dim() == 3 else (a[None], b.mT[None])
-        operands = {"a": batched[0], "bt": batched[1]}
-        return Definition("product", params, {**operands, "bias": bias} if bias is not None and has_bias else operands)
+        return _product_definition(a, b, bias, alpha, beta, c)
 
     return engine.settle(part, y, scale, engine.format(a.dtype), vary, definition=definition)
+
+
+def _product_scale(y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float) -> Scale:
+    """The error scale of a product computed in y's dtype; see ``product``."""
+    k, batch = a.shape[-1], a.shape[0] if a.dim() == 3 else 1
+    name, kappa = "mm" if a.dim() == 2 else "bmm", product_kappa(k, dtype_name(y.dtype))
+    rows, cols = row_norms(a), row_norms(b.mT)
+    s = Scale(name, k, kappa, (batch, *y.shape[-2:]), row=rows if alpha == 1 else rows * abs(alpha), col=cols)
+    if bias is None or beta == 0:
+        # A sum of ones is not rounded to 0, however many there are.
+        s.empty = lambda: torch.matmul((a != 0).to(F32), (b != 0).to(F32)) == 0
+        return s
+    magnitude = bias.to(F64).abs() * abs(beta)
+    if bias.dim() == 1 or bias.shape[:-1].numel() == 1:
+        s.bias = magnitude.reshape(-1).expand(y.shape[-1]).contiguous()
+        return s
+    full = s.dense(y) + magnitude.expand(y.shape).reshape(s.shape)
+    return Scale(name, k, kappa, s.shape, full=full)
+
+
+def _product_definition(
+    a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, c: torch.dtype
+) -> Definition:
+    """What a referee computes elements of a product by."""
+    has_bias = bias is not None and beta != 0
+    params = {"alpha": float(alpha).hex(), "beta": float(beta if has_bias else 0).hex(), "c": dtype_name(c)}
+    batched = (a, b.mT) if a.dim() == 3 else (a[None], b.mT[None])
+    operands = {"a": batched[0], "bt": batched[1]}
+    return Definition("product", params, {**operands, "bias": bias} if bias is not None and has_bias else operands)
 
 
 def _finish(y: Tensor, alpha: float, bias: Tensor | None, beta: float) -> Tensor:

@@ -21,7 +21,7 @@ from trainer import record
 from vtrain.commit.trace import Event
 
 X = torch.linspace(-1.0, 1.0, 12).view(3, 4)
-HERE = "tests/attacks/test_reasons.py"
+HERE = "tests/audit/test_reasons.py"
 
 
 def net() -> nn.Module:
