@@ -12,7 +12,7 @@ import math
 import torch
 
 from vtrain.errors import OperandError
-from vtrain.kernels.launch import launch
+from vtrain.kernels import launch
 from vtrain.rounding.formats import Format
 from vtrain.rounding.generic import container
 from vtrain.rounding.scale import Scale
@@ -77,7 +77,7 @@ def product(
             raise OperandError(f"kernel {name}: bias is {list(bias.shape)}, want {list(y.shape)} or less") from error
     at = (0, 0, 0) if bias is None else (bias.stride(1), bias.stride(2), bias.stride(0))
     if y.numel():
-        launch(
+        launch.launch(
             name, a, b, bias, y, m, n, k, batch, a.stride(1), a.stride(2), a.stride(0), b.stride(2), b.stride(1),
             b.stride(0), n, m * n, *at, float(alpha), float(beta),
         )  # fmt: skip
@@ -108,7 +108,7 @@ def convolution(
     _sized(name, o, bias=bias)
     y = {"convolution": grad, "input_gradient": x, "weight_gradient": weight}[kind]
     if y.numel():
-        launch(name, x, weight, grad, None if bias is None else bias.contiguous(), y, *key)
+        launch.launch(name, x, weight, grad, None if bias is None else bias.contiguous(), y, *key)
     return y
 
 
@@ -124,7 +124,7 @@ def function(name: str, x: Tensor, to: torch.dtype = F32, exponent: float = 0.0)
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=to, device=x.device)
     if x.numel():
-        launch(name, x, None, out, x.numel(), int(x.dtype is F64), int(to is F64), exponent, 0.0)
+        launch.launch(name, x, None, out, x.numel(), int(x.dtype is F64), int(to is F64), exponent, 0.0)
     return out
 
 
@@ -134,7 +134,7 @@ def power(x: Tensor, exponent: Tensor, to: torch.dtype = F32) -> Tensor:
     _same_shape("power", x, exponent=exponent)
     out = torch.empty(x.shape, dtype=to, device=x.device)
     if x.numel():
-        launch("power", x.contiguous(), exponent.contiguous(), out, x.numel(), 1, int(to is F64), 0.0, 0.0)
+        launch.launch("power", x.contiguous(), exponent.contiguous(), out, x.numel(), 1, int(to is F64), 0.0, 0.0)
     return out
 
 
@@ -148,7 +148,7 @@ def activation(name: str, x: Tensor, grad: Tensor | None = None, p: float = 0.0,
         grad = grad.contiguous()
     out = torch.empty_like(x)
     if x.numel():
-        launch(name, x, grad, out, x.numel(), 0, 0, p, q)
+        launch.launch(name, x, grad, out, x.numel(), 0, 0, p, q)
     return out
 
 
@@ -225,7 +225,7 @@ def sum_terms(kind: str, dims: list[int], x: Tensor, *others: Tensor) -> Tensor:
         operands += [None] * (4 - len(operands))  # type: ignore[list-item]
         if kind == "value" and x.dtype is F64:
             kind = "wide"
-        launch("sum", *operands, y, _TERMS[kind], *layout[0], *layout[1])
+        launch.launch("sum", *operands, y, _TERMS[kind], *layout[0], *layout[1])
     return y
 
 
@@ -237,7 +237,7 @@ def running_sum(x: Tensor, dim: int) -> Tensor:
     if x.numel():
         n = x.shape[dim] if x.dim() else 1
         inner = math.prod(x.shape[dim % x.dim() + 1 :]) if x.dim() else 1
-        launch("running_sum", x, y, x.numel() // (n * inner), n, inner)
+        launch.launch("running_sum", x, y, x.numel() // (n * inner), n, inner)
     return y
 
 
@@ -269,7 +269,7 @@ def scatter(values: Tensor, index: Tensor, rows: int, x: Tensor | None = None, a
     starts = torch.zeros(used.numel() + 1, dtype=torch.int64, device=values.device)
     starts[1:] = counts.cumsum(0)
     base = None if x is None else x.contiguous()
-    launch("scatter", values, order, starts, used, base, y, used.numel(), values.shape[1], alpha)
+    launch.launch("scatter", values, order, starts, used, base, y, used.numel(), values.shape[1], alpha)
     return y
 
 
@@ -294,7 +294,7 @@ def softmax(
     out = torch.empty_like(rows)
     n = rows.shape[-1]
     if rows.numel():
-        launch(name, x, y, grad, None, None, None, None, out, rows.numel() // n, n, 0.0)
+        launch.launch(name, x, y, grad, None, None, None, None, out, rows.numel() // n, n, 0.0)
     return out.movedim(-1, dim).contiguous() if like.dim() else out.view(())
 
 
@@ -321,7 +321,7 @@ def layer_norm(
     out, rows = torch.empty_like(x), x.numel() // max(1, n)
     mean, rstd = torch.empty(rows, device=x.device), torch.empty(rows, device=x.device)
     if x.numel():
-        launch("layer_norm", x, None, None, weight, bias, mean, rstd, out, rows, n, eps)
+        launch.launch("layer_norm", x, None, None, weight, bias, mean, rstd, out, rows, n, eps)
     return out, mean, rstd
 
 
@@ -333,7 +333,7 @@ def layer_norm_backward(x: Tensor, n: int, grad: Tensor, mean: Tensor, rstd: Ten
     weight = None if weight is None else weight.contiguous()
     out = torch.empty_like(x)
     if x.numel():
-        launch("layer_norm_backward", x, None, grad, weight, None, mean.contiguous(), rstd.contiguous(), out,
+        launch.launch("layer_norm_backward", x, None, grad, weight, None, mean.contiguous(), rstd.contiguous(), out,
                x.numel() // n, n, 0.0)  # fmt: skip
     return out
 
@@ -347,7 +347,7 @@ def rms_norm(x: Tensor, n: int, weight: Tensor | None, eps: float) -> tuple[Tens
     out, rows = torch.empty_like(x), x.numel() // max(1, n)
     rstd = torch.empty(rows, device=x.device)
     if x.numel():
-        launch("rms_norm", x, None, None, weight, None, None, rstd, out, rows, n, eps)
+        launch.launch("rms_norm", x, None, None, weight, None, None, rstd, out, rows, n, eps)
     return out, rstd
 
 
@@ -359,7 +359,9 @@ def rms_norm_backward(x: Tensor, n: int, grad: Tensor, rstd: Tensor, weight: Ten
     weight = None if weight is None else weight.contiguous()
     out = torch.empty_like(x)
     if x.numel():
-        launch("rms_norm_backward", x, None, grad, weight, None, None, rstd.contiguous(), out, x.numel() // n, n, 0.0)
+        launch.launch(
+            "rms_norm_backward", x, None, grad, weight, None, None, rstd.contiguous(), out, x.numel() // n, n, 0.0
+        )
     return out
 
 
@@ -383,7 +385,7 @@ def channel_norm(x: Tensor, mean: Tensor, gain: Tensor, bias: Tensor | None) -> 
     out = torch.empty_like(x)
     if x.numel():
         layout, values = _by_channel(x, mean, gain, bias)
-        launch("channel_norm", x, None, *values, None, None, out, *layout)
+        launch.launch("channel_norm", x, None, *values, None, None, out, *layout)
     return out
 
 
@@ -396,7 +398,7 @@ def channel_norm_backward(x: Tensor, grad: Tensor, mean: Tensor, offset: Tensor,
     out = torch.empty_like(x)
     if x.numel():
         layout, values = _by_channel(x, mean, gain, None, offset, slope)
-        launch("channel_norm_backward", x, grad, *values, out, *layout)
+        launch.launch("channel_norm_backward", x, grad, *values, out, *layout)
     return out
 
 
@@ -411,7 +413,7 @@ def _doubt(
 ) -> None:  # fmt: skip
     vectors = (None,) * 4 if scale is None else (scale.row, scale.col, scale.bias, scale.full)
     shape = (1, 1, y.numel()) if scale is None else scale.shape
-    launch(
+    launch.launch(
         name, y, out, *vectors, *found, int(y.dtype is F64), _HOLDERS[fmt.container], fmt.p, fmt.emin, fmt.emax, *shape,
         int(scale is not None and scale.relative), tau, eta, -0.0 if signed else 0.0,
     )  # fmt: skip
@@ -461,4 +463,4 @@ def optimizer_step(name: str, param: Tensor, grad: Tensor, state: tuple[Tensor |
             raise OperandError(f"kernel {name}: {what} is not contiguous")
     if param.numel():
         flags, reals = (int(n) for n in numbers[:4]), (float(n) for n in numbers[4:])
-        launch(name, param, grad.contiguous(), *state, param.numel(), *flags, *reals)
+        launch.launch(name, param, grad.contiguous(), *state, param.numel(), *flags, *reals)
