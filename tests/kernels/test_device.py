@@ -56,7 +56,7 @@ def test_all_kernels_compile_and_keep_the_rules(arch: str) -> None:
 
 def test_contraction_would_be_seen() -> None:
     """With NVRTC's own defaults the same sources break the rule."""
-    text = '#include "channels.hpp"\nextern "C" __global__ void vt_k(vtrain::in_device::ChannelArgs a) {' \
+    text = '#include "families/channels.hpp"\nextern "C" __global__ void vt_k(vtrain::in_device::ChannelArgs a) {' \
            "vtrain::in_device::kernel_channel_norm(vtrain::in_device::Grid(), a); }"  # fmt: skip
     flags = tuple(f for f in nvrtc.FLAGS if "fmad" not in f)
     assert fused_operations(parse(nvrtc.compile_source(text, "sm_80", "ptx").decode()))["vt_k"] == 0

@@ -1,12 +1,12 @@
 // All kernels by name, with their arguments: the same list makes the host's table and the device's entry points. Every
 // argument is 8 bytes wide, so that the caller can lay them out without knowing the compiler.
 #pragma once
-#include "channels.hpp"
-#include "doubt.hpp"
-#include "gemm.hpp"
-#include "optimizer.hpp"
-#include "pointwise.hpp"
-#include "scatter.hpp"
+#include "families/channels.hpp"
+#include "families/doubt.hpp"
+#include "reductions/product.hpp"
+#include "families/optimizer.hpp"
+#include "families/pointwise.hpp"
+#include "families/indexed.hpp"
 
 VT_BEGIN
 

@@ -6,7 +6,7 @@
 #pragma once
 #include "../config.hpp"
 #if VT_DEVICE
-#include "grid_device.hpp"
+#include "../device/grid.hpp"
 #else
-#include "grid_host.hpp"
+#include "../host/grid.hpp"
 #endif

@@ -3,8 +3,8 @@
 // The panels of the next KB terms are read into registers while the current ones, in shared memory, are multiplied; two
 // buffers take turns, so that one barrier a round is enough.
 #pragma once
-#include "../operand.hpp"
-#include "tile.hpp"
+#include "../reductions/operand.hpp"
+#include "../tile/tile.hpp"
 
 VT_BEGIN
 

@@ -5,8 +5,8 @@
 // added as a tree over halves (16, 8, 4, 2, 1); the segments' sums are added in ascending order to +0. Error:
 // |y - exact| <= gamma_d * sum|x| with d <= n / 32 + 5 + n / SEGMENT roundings on the longest path (Higham 2002, §4.2).
 #pragma once
-#include "tile/grid.hpp"
-#include "tile/tile.hpp"
+#include "../tile/grid.hpp"
+#include "../tile/tile.hpp"
 
 VT_BEGIN
 

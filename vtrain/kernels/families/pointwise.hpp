@@ -1,13 +1,13 @@
 // Elementwise functions and activations. Functions are computed in double (math/), once per element; activations are fixed
 // sequences of operations, rounded to float after each (numerics §2, classes 3 and 4).
 #pragma once
-#include "math/erf.hpp"
-#include "math/exp.hpp"
-#include "math/hyperbolic.hpp"
-#include "math/log.hpp"
-#include "math/power.hpp"
-#include "math/root.hpp"
-#include "math/trig.hpp"
+#include "../math/erf.hpp"
+#include "../math/exp.hpp"
+#include "../math/hyperbolic.hpp"
+#include "../math/log.hpp"
+#include "../math/power.hpp"
+#include "../math/root.hpp"
+#include "../math/trig.hpp"
 #include "rows.hpp"
 
 VT_BEGIN

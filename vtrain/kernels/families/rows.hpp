@@ -1,10 +1,10 @@
 // Softmax, layer norm and RMS norm over rows of n floats, forward and backward: each a fixed sequence of operations, rounded
 // to float after each one; sums as in sum.hpp, functions in double (numerics §2, class 4). One warp a row.
 #pragma once
-#include "math/exp.hpp"
-#include "math/log.hpp"
-#include "math/root.hpp"
-#include "sum.hpp"
+#include "../math/exp.hpp"
+#include "../math/log.hpp"
+#include "../math/root.hpp"
+#include "../reductions/sum.hpp"
 
 VT_BEGIN
 

@@ -3,7 +3,7 @@
 // Compaction is deterministic: `doubt_count` counts per strip of STRIP elements, the caller adds the counts up, and
 // `doubt_write` writes index, value and half-width of each, ascending. (The host's one-pass form: host/variant.cpp.)
 #pragma once
-#include "rounding.hpp"
+#include "../math/rounding.hpp"
 #include "rows.hpp"
 
 VT_BEGIN

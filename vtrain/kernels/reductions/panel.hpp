@@ -4,9 +4,9 @@
 //   tile.tiles()                              pieces
 //   tile.run(t, a, b, k, out, memory)         the chains of piece t over k terms of a and b, finished and stored
 #pragma once
-#include "grid.hpp"
+#include "../tile/grid.hpp"
 #if VT_DEVICE
-#include "panel_device.hpp"
+#include "../device/panel.hpp"
 #else
-#include "panel_host.hpp"
+#include "../host/panel.hpp"
 #endif

@@ -7,7 +7,7 @@
 // packing, threads and blocks are free. a: m rows of k terms; b: n rows of k terms (a matrix b[k, n] is read by its
 // columns). Error: |y - exact| <= gamma_k * sum|a||b| (Higham 2002, (3.5), one rounding less a term).
 #pragma once
-#include "tile/panel.hpp"
+#include "panel.hpp"
 
 VT_BEGIN
 

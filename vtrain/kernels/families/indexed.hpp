@@ -1,7 +1,7 @@
 // Sums at indices, in double, in one fixed order: the terms of each result in ascending order of their position (numerics
 // §3). The caller sorts positions by index, stably; no result is touched by two warps, so no atomics are needed.
 #pragma once
-#include "sum.hpp"
+#include "../reductions/sum.hpp"
 
 VT_BEGIN
 

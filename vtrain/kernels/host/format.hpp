@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "rounding.hpp"
+#include "../math/rounding.hpp"
 
 namespace vtrain {
 

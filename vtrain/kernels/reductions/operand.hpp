@@ -3,7 +3,7 @@
 // Each is float; the product reads it elementwise on a device and packs whole panels of it on the host (tile/pack_host.hpp).
 // `shifted(b)` is the factor of batch entry or group b.
 #pragma once
-#include "config.hpp"
+#include "../config.hpp"
 
 VT_BEGIN
 

@@ -1,7 +1,7 @@
 // Host: panels of a product's factors. pack(f, r0, rows, k0, terms, to, width): to[k * width + r] = f(r0 + r, k0 + k), and
 // 0 for r >= rows.
 #pragma once
-#include "../operand.hpp"
+#include "../reductions/operand.hpp"
 #include "vector.hpp"
 
 VT_BEGIN

@@ -3,8 +3,8 @@
 // A block is one OpenMP thread. Its accumulator lies in the second-level cache; pieces of ROWS x COLUMNS of it pass through
 // registers while KB terms of the sum are added, and go back unchanged: the chain of each element runs on.
 #pragma once
-#include "grid_host.hpp"
-#include "pack_host.hpp"
+#include "grid.hpp"
+#include "pack.hpp"
 
 VT_BEGIN
 
