@@ -1,6 +1,6 @@
 // Device: a block is a thread block; scratch is the shared memory that a tile declares itself.
 #pragma once
-#include "../config.hpp"
+#include "../tile/lanes.hpp"
 
 VT_BEGIN
 

@@ -1,9 +1,10 @@
-// Device: a product's tile, 64 x 64, computed by 4 warps of 2 x 2 register tiles each (see gemm.hpp, tile.hpp).
+// Device: a product's tile, 64 x 64, computed by 4 warps of 2 x 2 register tiles each (see product.hpp, tile.hpp).
 //
 // The panels of the next KB terms are read into registers while the current ones, in shared memory, are multiplied; two
 // buffers take turns, so that one barrier a round is enough.
 #pragma once
 #include "../reductions/operand.hpp"
+#include "../tile/grid.hpp"
 #include "../tile/tile.hpp"
 
 VT_BEGIN

@@ -1,9 +1,9 @@
-// Host: the accumulator of a matrix product's tile, and the packed panels that it multiplies (see gemm.hpp).
+// Host: the accumulator of a matrix product's tile, and the packed panels that it multiplies (see product.hpp).
 //
 // A block is one OpenMP thread. Its accumulator lies in the second-level cache; pieces of ROWS x COLUMNS of it pass through
 // registers while KB terms of the sum are added, and go back unchanged: the chain of each element runs on.
 #pragma once
-#include "grid.hpp"
+#include "../tile/grid.hpp"
 #include "pack.hpp"
 
 VT_BEGIN

@@ -1,6 +1,6 @@
 // Host: machine vectors for the register blocks of matrix products. One operation a lane, in any width: the same bits.
 #pragma once
-#include "../config.hpp"
+#include "../tile/arithmetic.hpp"
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif

@@ -1,6 +1,6 @@
 // Rounding to a binary format, as arithmetic on double: exact and the same on every target (numerics §1, §3).
 #pragma once
-#include "../config.hpp"
+#include "../tile/arithmetic.hpp"
 
 VT_BEGIN
 

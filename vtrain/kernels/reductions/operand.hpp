@@ -1,6 +1,6 @@
 // Factors of a product as functions of (row, term): nothing is materialised (numerics §3).
 //
-// Each is float; the product reads it elementwise on a device and packs whole panels of it on the host (tile/pack_host.hpp).
+// Each is float; the product reads it elementwise on a device and packs whole panels of it on the host (host/pack.hpp).
 // `shifted(b)` is the factor of batch entry or group b.
 #pragma once
 #include "../config.hpp"

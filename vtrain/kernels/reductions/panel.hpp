@@ -5,8 +5,5 @@
 //   tile.run(t, a, b, k, out, memory)         the chains of piece t over k terms of a and b, finished and stored
 #pragma once
 #include "../tile/grid.hpp"
-#if VT_DEVICE
-#include "../device/panel.hpp"
-#else
-#include "../host/panel.hpp"
-#endif
+#include "operand.hpp"
+#include VT_BODY(panel)

@@ -6,7 +6,7 @@
 // |y - exact| <= gamma_d * sum|x| with d <= n / 32 + 5 + n / SEGMENT roundings on the longest path (Higham 2002, §4.2).
 #pragma once
 #include "../tile/grid.hpp"
-#include "../tile/tile.hpp"
+#include "../tile/lanes.hpp"
 
 VT_BEGIN
 
