@@ -1,7 +1,7 @@
 // Batch norm's passes over x[samples, channels, area]: elementwise with a value per channel, rounded to float after each
 // operation (numerics §2, class 4). The sums between them are those of sum.hpp.
 #pragma once
-#include "rows.hpp"
+#include "../tile/elements.hpp"
 
 VT_BEGIN
 

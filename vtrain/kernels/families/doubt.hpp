@@ -4,7 +4,7 @@
 // `doubt_write` writes index, value and half-width of each, ascending. (The host's one-pass form: host/variant.cpp.)
 #pragma once
 #include "../math/rounding.hpp"
-#include "rows.hpp"
+#include "../tile/elements.hpp"
 
 VT_BEGIN
 

@@ -1,7 +1,8 @@
 // Optimizer steps in one pass: operation for operation what torch.optim's unfused single-tensor forms do, rounded to float
 // after each (numerics §2, class 4). Numbers come from the host in double and are rounded to float first, as there.
 #pragma once
-#include "rows.hpp"
+#include "../math/root.hpp"
+#include "../tile/elements.hpp"
 
 VT_BEGIN
 

@@ -3,12 +3,13 @@
 #pragma once
 #include "../math/erf.hpp"
 #include "../math/exp.hpp"
+#include "../math/floats.hpp"
 #include "../math/hyperbolic.hpp"
 #include "../math/log.hpp"
 #include "../math/power.hpp"
 #include "../math/root.hpp"
 #include "../math/trig.hpp"
-#include "rows.hpp"
+#include "../tile/elements.hpp"
 
 VT_BEGIN
 
@@ -69,11 +70,6 @@ VT_FN void kernel_power(const Grid& grid, const MapArgs& a) {
   if (a.to_double) each_element(grid, a.n, [&](int64_t i) { wide_out[i] = m_pow(x[i], y[i]); });
   else each_element(grid, a.n, [&](int64_t i) { out[i] = static_cast<float>(m_pow(x[i], y[i])); });
 }
-
-VT_FN float tanh_float(float x) { return static_cast<float>(m_tanh(static_cast<double>(x))); }
-VT_FN float erf_float(float x) { return static_cast<float>(m_erf(static_cast<double>(x))); }
-VT_FN float sigmoid_float(float x) { return static_cast<float>(m_sigmoid(static_cast<double>(x))); }
-VT_FN float log1p_float(float x) { return static_cast<float>(m_log1p(static_cast<double>(x))); }
 
 constexpr float SQRT_HALF = 0x1.6a09e6p-1f, SQRT_2_OVER_PI = 0x1.988454p-1f, CUBIC = 0x1.6e4e26p-5f;
 constexpr float INV_SQRT_2PI = 0x1.988454p-2f, THREE_CUBIC = 0x1.12ba9ep-3f;

@@ -1,14 +1,14 @@
 // Softmax, layer norm and RMS norm over rows of n floats, forward and backward: each a fixed sequence of operations, rounded
 // to float after each one; sums as in sum.hpp, functions in double (numerics §2, class 4). One warp a row.
 #pragma once
-#include "../math/exp.hpp"
+#include "../math/floats.hpp"
 #include "../math/log.hpp"
 #include "../math/root.hpp"
 #include "../reductions/sum.hpp"
+#include "../tile/elements.hpp"
 
 VT_BEGIN
 
-VT_FN float exp_float(float x) { return static_cast<float>(m_exp(static_cast<double>(x))); }
 VT_FN float mean_of(double sum, double n) { return static_cast<float>(sum / n); }
 
 // The largest of a row; NaN where there is one; a zero is +0.
@@ -19,20 +19,6 @@ VT_FN float largest(const float* x, int64_t n) {
   for (int64_t base = 0; base < n; base += LANES)
     each_lane(n - base, [&](int q) { top.v[q] = larger(top.v[q], x[base + lane_of(q)]); });
   return fold(top.v, larger) + 0.0f;
-}
-
-// f(position) for all positions of a row.
-template <class F> VT_FN void along(int64_t n, const F& f) {
-  for (int64_t base = 0; base < n; base += LANES) each_lane(n - base, [&](int q) { f(base + lane_of(q)); });
-}
-
-constexpr int64_t STRIP = 4096;  // elements a warp takes at once
-
-template <class F> VT_FN void each_element(const Grid& grid, int64_t n, const F& f) {
-  grid.warps((n + STRIP - 1) / STRIP, STRIP, [&](int64_t piece) {
-    const int64_t start = piece * STRIP, count = n - start < STRIP ? n - start : STRIP;
-    along(count, [&](int64_t i) { f(start + i); });
-  });
 }
 
 // The sum over a row of f(position).
