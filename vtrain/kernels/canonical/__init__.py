@@ -2,7 +2,7 @@
 
 Operands are float32 (16-bit ones are widened by the caller, exactly) on the CPU or on one CUDA device, of any strides
 unless said otherwise. Results are new contiguous tensors. A wrong operand is an ``OperandError`` that names kernel and
-tensor. The order of arithmetic of each kernel is documented beside it, in the ``.hpp`` file of its family.
+tensor. The order of arithmetic of the kernels that a module calls is in ``families/``, in the header of its name.
 """
 
 from __future__ import annotations

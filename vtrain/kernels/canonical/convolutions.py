@@ -10,7 +10,7 @@ from vtrain.kernels.canonical.checks import Tensor, checked, contiguous, sized
 def convolution(
     kind: str, x: Tensor, weight: Tensor, grad: Tensor, bias: Tensor | None, key: tuple[int, ...], wide: bool
 ) -> Tensor:
-    """One of a 2-D convolution's three products, without its patches being materialised (gemm.hpp).
+    """One of a 2-D convolution's three products, without its patches being materialised (product.hpp).
 
     Args:
         kind: ``convolution`` writes grad ``(n, o, oh, ow)``, ``input_gradient`` x ``(n, c, h, w)``, ``weight_gradient``

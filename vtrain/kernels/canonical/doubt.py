@@ -11,7 +11,7 @@ from vtrain.rounding.generic import container
 from vtrain.rounding.scale import Scale
 
 _HOLDERS = {"float32": 0, "bfloat16": 1, "float16": 2}
-STRIP = 4096  # elements counted together (doubt.hpp)
+STRIP = 4096  # elements counted together (tile/elements.hpp)
 
 
 def _doubt(

@@ -12,7 +12,7 @@ def optimizer_step(name: str, param: Tensor, grad: Tensor, state: tuple[Tensor |
     Args:
         state: first, second, most: buffers, contiguous; None where the optimizer has none.
         numbers: maximize, decoupled, fresh, nesterov (0 or 1), then lr, decay, beta1, beta2, eps, step_size,
-            root_correction, momentum, dampening (optimizer.hpp).
+            root_correction, momentum, dampening (families/optimizer.hpp).
     """
     checked(name, param, param=param, grad=grad, first=state[0], second=state[1], most=state[2])
     sized(name, param.numel(), grad=grad, first=state[0], second=state[1], most=state[2])

@@ -12,7 +12,7 @@ from vtrain.kernels.canonical.checks import F32, Tensor, checked
 def product(
     a: Tensor, b: Tensor, bias: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0, wide: bool = False
 ) -> Tensor:
-    """alpha * a @ b + beta * bias: each element one chain of fused multiply-adds over k, ascending (gemm.hpp).
+    """alpha * a @ b + beta * bias: each element one chain of fused multiply-adds over k, ascending (product.hpp).
 
     Args:
         a: ``(batch, m, k)``.
