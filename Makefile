@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard vtrain/kernels/*.hpp vtrain/kernels/*/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard $(foreach depth,* */* */*/*,vtrain/kernels/$(depth).hpp vtrain/kernels/$(depth).cpp))
 
 .PHONY: demo test slow lint bench paper clean
 

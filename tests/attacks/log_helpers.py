@@ -1,4 +1,4 @@
-"""A step's rounding log as lists of entries, and back (numerics §4; layout: vtrain/kernels/codes.hpp)."""
+"""A step's rounding log as lists of entries, and back (numerics §4; layout: vtrain/kernels/host/codes.hpp)."""
 
 from __future__ import annotations
 

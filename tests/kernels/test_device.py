@@ -16,7 +16,7 @@ from ptx import parse
 from rules import fused_operations, violations
 
 from vtrain.errors import BackendError
-from vtrain.kernels import canonical, nvrtc
+from vtrain.kernels import canonical, launch, nvrtc
 from vtrain.kernels.launch import _PACKERS, SIGNATURES
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
@@ -56,7 +56,7 @@ def test_all_kernels_compile_and_keep_the_rules(arch: str) -> None:
 
 def test_contraction_would_be_seen() -> None:
     """With NVRTC's own defaults the same sources break the rule."""
-    text = '#include "channels.hpp"\nextern "C" __global__ void vt_k(vtrain::in_device::ChannelArgs a) {' \
+    text = '#include "families/channels.hpp"\nextern "C" __global__ void vt_k(vtrain::in_device::ChannelArgs a) {' \
            "vtrain::in_device::kernel_channel_norm(vtrain::in_device::Grid(), a); }"  # fmt: skip
     flags = tuple(f for f in nvrtc.FLAGS if "fmad" not in f)
     assert fused_operations(parse(nvrtc.compile_source(text, "sm_80", "ptx").decode()))["vt_k"] == 0
@@ -227,7 +227,7 @@ def test_the_device_has_the_bits_of_the_host(group: str, arch: str, monkeypatch:
     host = GROUPS[group]()
     # another grid, blocks from the last to the first, and the last warp ahead of the others
     device = Device(arch, *((3, (3, 2, 1, 0), True) if arch == "sm_80" else (1, None, False)))
-    monkeypatch.setattr(canonical, "launch", device.launch)
+    monkeypatch.setattr(launch, "launch", device.launch)
     torch.manual_seed(0)
     found = GROUPS[group]()
     assert len(found) == len(host) > 5

@@ -11,7 +11,7 @@ from test_device import GROUPS, same_bits
 import vtrain
 from auditor import replay
 from trainer import record
-from vtrain.kernels import canonical
+from vtrain.kernels import launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +23,7 @@ pytestmark = [
 def test_a_gpu_has_the_bits_of_the_host(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     host = GROUPS[group]()
-    run = canonical.launch
+    run = launch.launch
 
     def there_and_back(name: str, *arguments: object) -> None:
         held = {id(a): a.cuda() for a in arguments if isinstance(a, torch.Tensor)}
@@ -32,7 +32,7 @@ def test_a_gpu_has_the_bits_of_the_host(group: str, monkeypatch: pytest.MonkeyPa
             if isinstance(a, torch.Tensor):
                 a.copy_(held[id(a)])
 
-    monkeypatch.setattr(canonical, "launch", there_and_back)
+    monkeypatch.setattr(launch, "launch", there_and_back)
     torch.manual_seed(0)
     assert all(same_bits(a, b) for a, b in zip(host, GROUPS[group](), strict=True))
 

@@ -86,7 +86,7 @@ class Replayed:
 
     Attributes:
         corrections: entries whose value is not the rounding of the auditor's own.
-        fault: 0, or a value of ``enum Fault`` (codes.hpp): the first thing wrong.
+        fault: 0, or a value of ``enum Fault`` (host/codes.hpp): the first thing wrong.
         index: flat index of the element at fault.
         y, w, logged: there, the auditor's value and half-width, and the logged value.
     """

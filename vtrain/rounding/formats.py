@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vtrain.errors import JobError
 
-# How a format's values lie in memory; the numbers are shared with the kernels (kernels/format.hpp).
+# How a format's values lie in memory; the numbers are shared with the kernels (kernels/host/format.hpp).
 CONTAINERS = {"float32": 0, "bfloat16": 1, "float16": 2}
 
 

@@ -22,7 +22,7 @@ def container(fmt: Format) -> torch.dtype:
 def round_double(y: torch.Tensor, fmt: Format) -> torch.Tensor:
     """Round float64 to ``fmt``, ties to even; the result is still float64.
 
-    (|y| + m) - m with m = 1.5 * 2^52 quanta rounds to a multiple of the quantum; see kernels/format.hpp.
+    (|y| + m) - m with m = 1.5 * 2^52 quanta rounds to a multiple of the quantum; see kernels/math/rounding.hpp.
     """
     bits = y.view(torch.int64)
     exponent = ((bits >> 52) & 0x7FF).clamp(fmt.emin + 1023, fmt.emax + 1024)

@@ -121,7 +121,7 @@ class Decision:
         value: place of round(y).
         low: place of round(y - w).
         high: place of round(y + w).
-        ternary: whether "down" or "up" names the value to every auditor within w (kernels/codes.hpp).
+        ternary: whether "down" or "up" names the value to every auditor within w (kernels/host/codes.hpp).
     """
 
     value: int
@@ -196,7 +196,7 @@ def _pack(digits: Sequence[int], base: int, to_a_byte: int, fill: int) -> bytes:
 def encode_site(
     ys: Sequence[float], ws: Sequence[float], fmt: Format, encoding: str, seq: int = 0
 ) -> tuple[Columns, list[float]]:
-    """What a trainer logs for one settled result, and the result (numerics §4; layout: kernels/codes.hpp).
+    """What a trainer logs for one settled result, and the result (numerics §4; layout: kernels/host/codes.hpp).
 
     Args:
         ys: values computed in C.
@@ -236,7 +236,7 @@ class Fault(Exception):
     """The log is not one that an honest trainer wrote, or can't be written.
 
     Args:
-        kind: a name of ``enum Fault`` in kernels/codes.hpp; or ENDLESS, of a result that has no bound.
+        kind: a name of ``enum Fault`` in kernels/host/codes.hpp; or ENDLESS, of a result that has no bound.
         index: flat index of the element, where one is at fault.
     """
 

@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "../codes.hpp"
+#include "codes.hpp"
 #include "columns.hpp"
 #include "scalar/binding.hpp"
 #include "table.hpp"

@@ -1,7 +1,7 @@
 // The passes that are worth vector instructions, compiled for one instruction set (see CMakeLists.txt).
 #include <algorithm>
 
-#include "../settle.hpp"
+#include "settle.hpp"
 
 namespace vtrain {
 namespace {

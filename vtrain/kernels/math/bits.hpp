@@ -8,7 +8,7 @@
 // interval, found with mpmath at 260 bits by divided differences, expanded in powers and rounded to double. The error
 // given at each polynomial is the measured largest one after that rounding.
 #pragma once
-#include "../config.hpp"
+#include "../tile/arithmetic.hpp"
 
 VT_BEGIN
 

@@ -1,31 +1,12 @@
-// Register tiles, 16 x 16, and values in the lanes of a warp: written once, since config.hpp says how much of one a thread
-// holds (HELD, WARP) and which part (held_row, held_column, lane_of).
+// Register tiles, 16 x 16: written once, since lanes.hpp says how much of one a thread holds (HELD) and which part
+// (held_row, held_column).
 //
-//   Lanes<T>   32 values, one a lane.   fill, load, each, merge; fold(x, f) of config.hpp: the tree over halves 16, 8, 4, 2, 1
-//   Tile<T>    16 x 16 values.          fill, map, merge, load, each;
-//                                       multiply_AB, multiply_ABt, multiply_AtB: chains of fused multiply-adds, k ascending
+//   Tile<T>    fill, map, merge, load, each;
+//              multiply_AB, multiply_ABt, multiply_AtB: chains of fused multiply-adds, k ascending
 #pragma once
-#include "../config.hpp"
+#include "lanes.hpp"
 
 VT_BEGIN
-
-template <class T> struct Lanes {
-  T v[WARP];
-  VT_FN void fill(T x) { VT_EACH(q) v[q] = x; }
-  // v = f(lane), for lanes below n; `rest` in the others.
-  template <class F> VT_FN void load(int64_t n, T rest, const F& f) {
-    fill(rest);
-    each_lane(n, [&](int q) { v[q] = f(lane_of(q)); });
-  }
-  // f(lane, value) for lanes below n.
-  template <class F> VT_FN void each(int64_t n, const F& f) const {
-    each_lane(n, [&](int q) { f(lane_of(q), v[q]); });
-  }
-  // v = f(v, other): lane by lane.
-  template <class U, class F> VT_FN void merge(const Lanes<U>& other, const F& f) {
-    VT_EACH(q) v[q] = f(v[q], other.v[q]);
-  }
-};
 
 template <class T> class Tile {
  public:
