@@ -1,9 +1,9 @@
 """State that a program carries from step to step and that no object of the run keeps (protocol §3).
 
 A second optimizer, an average of weights or a bank of features in a variable of the program's: a resumed run would
-begin it anew and go another way. So now and then two steps are watched. What the first one made or wrote, what is not
-kept, and what the second one reads is carried; where it reaches a parameter, a buffer or an optimizer's state, it
-matters.
+begin it anew and go another way. So now and then three steps in a row are watched. What one of them made or wrote,
+what is not kept, and what a later one reads is carried; where it reaches a parameter, a buffer or an optimizer's
+state, it matters.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ Tensor = torch.Tensor
 
 
 def _watched(step: int) -> bool:
-    """Steps 2 and 3, 10 and 11, 100 and 101, ...: caches are filled in the first one, and other things begin late."""
+    """Steps 2 to 4, 10 to 12, 100 to 102, ...: caches are filled in the first one, and other things begin late.
+
+    Three, since what is made in every other step, and used in the one after, is in one of the two pairs.
+    """
     tens = str(step)
-    return step in (2, 3) or (step >= 10 and tens[0] == "1" and tens[1:-1].strip("0") == "" and tens[-1] in "01")
+    return step in (2, 3, 4) or (step >= 10 and tens[0] == "1" and tens[1:-1].strip("0") == "" and tens[-1] in "012")
 
 
 class _Memory:
@@ -40,8 +43,8 @@ class _Memory:
         """Whether nobody holds it any more."""
         return bool(torch.UntypedStorage._expired(self._weak))
 
-    def __del__(self) -> None:
-        torch.UntypedStorage._free_weak_ref(self._weak)
+    def __del__(self, free: Any = torch.UntypedStorage._free_weak_ref) -> None:
+        free(self._weak)  # bound here: at the interpreter's end torch's names are gone before a script's objects
 
 
 def _key(t: Tensor) -> int:
@@ -62,6 +65,9 @@ class Carried:
         self._here: dict[int, _Memory] = {}
         self._made: set[int] = set()
         self._reached: dict[int, str] = {}
+        self._said: set[str] = set()
+        self._step = 0
+        beyond.asked = self._judge
 
     @contextlib.contextmanager
     def watching(self, step: int) -> Iterator[None]:
@@ -75,24 +81,29 @@ class Carried:
         self._before = {k: ref for k, ref in self._before.items() if not ref.expired() and k not in kept}
         self._here, self._made, self._reached = {}, set(), {}
         engine = self._loop.session.engine
-        engine.seen = self._see
+        engine.seen, self._step = self._see, step
         try:
             yield
+            self._judge()
         finally:
-            engine.seen = None
+            engine.seen, self._step = None, 0
+        self._before = self._before | self._here
+
+    def _judge(self) -> None:
+        """Say what the step that is watched was seen to depend on; also when its checkpoint is about to be written."""
+        if not self._step:
+            return
         kept = set(self._kept())
-        places = sorted(
-            {where for key, where in self._reached.items() if key in kept and not self._here[key].expired()}
-        )
-        if places:
+        places = {where for key, where in self._reached.items() if key in kept and not self._here[key].expired()}
+        if new := sorted(places - self._said):
             self._beyond.unkept = True
+            self._said.update(new)
             warnings.warn(
-                f"step {step} depends on a tensor that an earlier step left in a variable of the program's "
-                f"(read at {', '.join(places[:3])}): a checkpoint does not hold it, so that this run can't be resumed; "
+                f"step {self._step} depends on a tensor that an earlier step left in a variable of the program's "
+                f"(read at {', '.join(new[:3])}): a checkpoint does not hold it, so that this run can't be resumed; "
                 "give record(..., extra={name: object}) the optimizer, average or other object that it belongs to",
-                stacklevel=5,
+                stacklevel=6,
             )
-        self._before = self._here
 
     def _kept(self) -> Iterable[int]:
         files = state.collect(self._loop.model, self._loop.optimizer)

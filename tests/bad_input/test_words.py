@@ -9,6 +9,7 @@ import fractions
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from run_helpers import KEY
 from torch.utils.data import DataLoader
 
+from auditor import replay
 from trainer import record
 from vtrain.data.digest import batch_digests
 from vtrain.engine.listener import Plain
@@ -58,14 +60,50 @@ def test_only_what_can_round_is_said_to(case: str) -> None:
 
 
 def test_a_sum_between_processes_names_what_wraps_the_module(tmp_path: Path) -> None:
-    dist = torch.distributed
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
+    def call() -> None:
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 2))
-        message = said(lambda: model(X).sum().backward())
+        messages.append(said(lambda: model(X).sum().backward()))
+
+    messages: list[str] = []
+    in_one_process(tmp_path, call)
+    message = messages[0]
+    assert "DistributedDataParallel" in message and "model.module" in message and MAY_ROUND not in message
+
+
+def in_one_process(path: Path, call: Callable[[], None]) -> None:
+    dist = torch.distributed
+    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=0, world_size=1)
+    try:
+        call()
     finally:
         dist.destroy_process_group()
-    assert "DistributedDataParallel" in message and "model.module" in message and MAY_ROUND not in message
+
+
+@pytest.mark.parametrize("kind", ["given", "made", "inside"])
+def test_a_module_in_several_processes_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    spread = torch.nn.parallel.DistributedDataParallel
+
+    def call() -> None:
+        model: Any = spread(net())
+        if kind == "inside":
+            model = torch.nn.Sequential(torch.nn.ReLU(), model)
+        where = r"model\.1 is a .*\(model\.1\.module\)" if kind == "inside" else r"model is a .*\(model\.module\)"
+        text = where.replace("is a ", "is a DistributedDataParallel")
+        given = (lambda: model) if kind == "made" else model
+        with pytest.raises(UsageError, match=text):
+            begun = record(tmp_path / "run", model=given, key=KEY)
+            assert kind == "made", "known before the run is begun"
+            begun.__enter__()
+        assert not (tmp_path / "run").exists()
+        inner = model if kind != "inside" else model[1]
+        with record(tmp_path / "run", model=inner.module, key=KEY) as run, run.step(X):
+            run.metric(loss=inner.module(X).sum())
+        with pytest.raises(UsageError, match=text):
+            audit = replay(tmp_path / "run", model=given)
+            assert kind == "made"
+            audit.__enter__()
+
+    in_one_process(tmp_path, call)
 
 
 # ---- the user's line ------------------------------------------------------------------------------------------------
@@ -165,6 +203,7 @@ BAD_METRICS: dict[str, tuple[Any, str]] = {
     "None": (None, r"'loss' is None; want one number"),
     "text": ("0.5", r"'loss' is a builtins\.str"),
     "list": ([1.0], r"'loss' is a builtins\.list"),
+    "object": (types.SimpleNamespace(item=lambda: "0.5"), r"'loss' is a builtins\.str"),
     "array": (np.ones(3), r"'loss' is an array of float64, shape \(3,\)"),
     "complex": (torch.ones((), dtype=torch.complex64), r"complex64"),
     "complex number": (1j, r"builtins\.complex"),
@@ -183,6 +222,16 @@ def net() -> torch.nn.Module:
     return torch.nn.Linear(4, 2)
 
 
+@dataclasses.dataclass
+class Around:
+    """What opacus gives for a loss whose gradients are clipped on the way."""
+
+    value: Any
+
+    def item(self) -> Any:
+        return self.value
+
+
 GOOD_METRICS: dict[str, tuple[Any, str]] = {
     "one element": (torch.full((1, 1), 0.5), "F32:3f000000"),
     "bool": (True, "F64:3ff0000000000000"),
@@ -195,6 +244,7 @@ GOOD_METRICS: dict[str, tuple[Any, str]] = {
     "fraction": (fractions.Fraction(1, 2), "F64:3fe0000000000000"),
     "infinity": (float("inf"), "F64:7ff0000000000000"),
     "float16": (torch.tensor(0.5, dtype=torch.float16), "F16:3800"),
+    "an object around a loss": (Around(0.5), "F64:3fe0000000000000"),
 }
 
 

@@ -338,3 +338,14 @@ def test_an_object_that_says_its_parts_is_a_map() -> None:
     assert batch_digests(nested) != batch_digests({**nested, "store": changed})
     packed = torch.nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)])
     assert set(batch_digests(packed)) == {"0", "1", "2", "3"}
+
+
+def test_kinds_of_edges_are_keys() -> None:
+    edges = torch.tensor([[0, 1], [1, 0]])
+    graph = {"paper": {"x": torch.ones(2, 3)}, ("paper", "cites", "paper"): {"edge_index": edges}}
+    digests = batch_digests(Graph(**{"g": graph}))
+    assert set(digests) == {"g.paper.x", "g.(paper, cites, paper).edge_index"}
+    other = {"paper": graph["paper"], ("paper", "cites, paper"): graph["paper", "cites", "paper"]}  # type: ignore[index]
+    assert batch_digests({"g": other}) != digests, "the same name, and another path"
+    with pytest.raises(BatchError, match=r"key \(1, 2\); wanted"):
+        batch_digests({(1, 2): edges})

@@ -66,7 +66,7 @@ def make(kind: type, path: Path, **changes: Any) -> Any:
     with vtrain.seeded(3):
         model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=VOCAB, n_positions=BLOCK,
                                            bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM"))  # fmt: skip
-    own = {"samples": Samples(), "callbacks": None, "resume": False}
+    own: dict[str, Any] = {"samples": Samples(), "callbacks": None, "resume": False, "roles": kind}
     own |= {key: changes.pop(key) for key in own.keys() & changes.keys()}
     arguments: dict[str, Any] = {
         "output_dir": str(path) + "-output", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
@@ -81,7 +81,7 @@ def make(kind: type, path: Path, **changes: Any) -> Any:
     trainer = kind(
         run=path, model=model, args=TrainingArguments(**{**arguments, **changes}), train_dataset=own["samples"],
         eval_dataset=torch.utils.data.Subset(Samples(), range(4)), data_collator=collate, callbacks=own["callbacks"],
-        **roles[kind],
+        **roles[own["roles"]],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer

@@ -35,7 +35,8 @@ from vtrain.errors import BatchError, ProofError, UsageError
 DATA_FORMAT = "vtrain-data-v1-sha256"
 _MAX_DEPTH = 32
 
-Path: TypeAlias = tuple[str | int, ...]
+Key: TypeAlias = str | int | tuple[str, ...]
+Path: TypeAlias = tuple[Key, ...]
 _Content: TypeAlias = bytes | memoryview
 
 # The names of safetensors, as the digests of states have them.
@@ -68,7 +69,7 @@ class SampleProof:
 
 
 def _name(path: Path) -> str:
-    return ".".join(map(str, path))
+    return ".".join(f"({', '.join(key)})" if isinstance(key, tuple) else str(key) for key in path)
 
 
 def _where(path: Path) -> str:
@@ -133,12 +134,13 @@ def _plain(path: Path, value: object) -> tuple[bytes, _Content]:
     )
 
 
-def _children(path: Path, value: object) -> list[tuple[str | int, object]] | None:
+def _children(path: Path, value: object) -> list[tuple[Key, object]] | None:
     """The keyed parts of a container; None if it is a leaf."""
     if isinstance(value, Mapping):
         for key in value:
-            if isinstance(key, bool) or not isinstance(key, (str, int)):
-                raise BatchError(f"{_where(path)}: key {key!r}; wanted texts or integers as keys")
+            texts = isinstance(key, tuple) and all(isinstance(part, str) for part in key)  # a kind of edges in a graph
+            if isinstance(key, bool) or not (texts or isinstance(key, (str, int))):
+                raise BatchError(f"{_where(path)}: key {key!r}; wanted texts, integers or tuples of texts as keys")
         return list(value.items())
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
@@ -147,7 +149,7 @@ def _children(path: Path, value: object) -> list[tuple[str | int, object]] | Non
     return _like_map(path, value)
 
 
-def _like_map(path: Path, value: object) -> list[tuple[str | int, object]] | None:
+def _like_map(path: Path, value: object) -> list[tuple[Key, object]] | None:
     """The parts of an object that says them: ``to_dict()``, as graphs' batches have it, or ``keys()`` and indexing."""
     if isinstance(value, (type, np.ndarray, np.generic)) or type(value).__module__.split(".")[0] == "torch":
         return None

@@ -37,15 +37,39 @@ def check_model(model: Any) -> None:
     """Refuse what is neither a module nor a function without arguments.
 
     Raises:
-        UsageError: that.
+        UsageError: that, or a module that is spread over processes.
     """
     wanted = "want a torch.nn.Module, or a function without arguments that makes one (model=lambda: Net(...))"
     if isinstance(model, torch.nn.Module):
+        check_one_process(model)
         return
     if not callable(model):
         raise UsageError(f"model is {_name(model)}; {wanted}")
     if missing := _missing(model, 0):
         raise UsageError(f"model is {_name(model)} that takes arguments ({missing}); {wanted}")
+
+
+def check_one_process(model: torch.nn.Module) -> None:
+    """Refuse a module that sums gradients between processes, or has one that does in it, before its first step.
+
+    Raises:
+        UsageError: that; says what to give instead.
+    """
+    for path, module in model.named_modules():
+        spread = {base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.")} & _SPREAD
+        if not spread:
+            continue
+        kind, name = min(spread), f"model.{path}" if path else "model"
+        away = "don't call fully_shard(...) on it"
+        if kind != "FSDPModule":
+            away = f"give what {kind}(...) wraps ({name}.module) to record and replay, and call that in steps"
+        raise UsageError(
+            f"{name} is a {kind}, which sums or sends tensors between processes, in an order that no run repeats; "
+            f"train the module itself, in one process: {away}"
+        )
+
+
+_SPREAD = frozenset({"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"})
 
 
 def check_optimizer(optimizer: Any) -> None:

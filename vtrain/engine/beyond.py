@@ -6,7 +6,7 @@ the model keeps in Python: counters in attributes, modes of layers, frozen param
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from vtrain.engine.snapshot import same
 from vtrain.errors import CheckpointError, StateError
 
 Tensor = torch.Tensor
+UNKEPT = "unkept"  # in a checkpoint: whether the loop was seen to depend on something that is in none
 
 
 class Beyond:
@@ -28,11 +29,13 @@ class Beyond:
 
     Attributes:
         unkept: whether the loop was seen to depend on something else.
+        asked: called before it is said whether it was.
     """
 
     def __init__(self, loop: Loop, whole: bool = True) -> None:
         self._loop, self._whole = loop, whole
         self.unkept = False
+        self.asked: Callable[[], None] = lambda: None
         self._begun: dict[str, dict[str, Any]] | None = None
         self._frozen: dict[str, bool] = {}
         self._marked: dict[str, Tensor] = {}
@@ -48,13 +51,11 @@ class Beyond:
             StateError: something in an ``extra`` object can't be kept; names it.
         """
         self._begin()
+        self.asked()
         found = self.objects()
-        if not self._whole:
-            return found
-        parts = {
-            "attributes": self._changed(), "requires_grad": self._thawed(), "cleared": self._cleared(),
-            "unkept": self.unkept,
-        }  # fmt: skip
+        parts: dict[str, Any] = {UNKEPT: self.unkept}
+        if self._whole:
+            parts |= {"attributes": self._changed(), "requires_grad": self._thawed(), "cleared": self._cleared()}
         for name, value in parts.items():
             found.update(nest.flatten(name, value))
         return found
@@ -114,11 +115,11 @@ class Beyond:
             StateError: it is not all that the loop depended on.
         """
         self._begin()
+        if UNKEPT in {nest.root(name) for name in kept} and nest.rebuild(UNKEPT, kept):
+            raise StateError(_UNKEPT)
         self._put_objects(kept)
         if not self._whole:
             return
-        if nest.rebuild("unkept", kept):
-            raise StateError(_UNKEPT)
         model = self._loop.model
         modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
         for path, value in nest.rebuild("attributes", kept).items():

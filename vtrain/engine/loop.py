@@ -13,6 +13,7 @@ import torch
 
 from vtrain.data.digest import batch_digests
 from vtrain.engine import state
+from vtrain.engine.arguments import check_one_process
 from vtrain.engine.extra import Extra, objects
 from vtrain.engine.listener import Listener
 from vtrain.engine.metrics import one_number
@@ -106,7 +107,7 @@ class Loop:
             count: False makes the objects without a step of the run, for a state that is restored afterwards.
 
         Raises:
-            UsageError: neither.
+            UsageError: neither, or a model that is spread over processes.
         """
 
         def make() -> None:
@@ -115,6 +116,7 @@ class Loop:
                 raise UsageError(
                     f"model is a {type(built).__name__}; want a torch.nn.Module or a function that makes one"
                 )
+            check_one_process(built)
             self.model = built
             made = optimizer
             if made is not None and not isinstance(made, torch.optim.Optimizer) and callable(made):

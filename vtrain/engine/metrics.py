@@ -28,6 +28,8 @@ def one_number(name: str, value: object) -> Number:
             value = value.item()
         else:
             raise UsageError(f"metric {name!r} is an array of {value.dtype}, shape {value.shape}; {_WANTED}")
+    elif not isinstance(value, torch.Tensor) and callable(getattr(value, "item", None)):
+        value = value.item()  # type: ignore[attr-defined]  # a loss in an object, as libraries for private gradients have
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise UsageError(f"metric {name!r} is a tensor of shape {tuple(value.shape)}; {_WANTED}")

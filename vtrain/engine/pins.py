@@ -136,7 +136,7 @@ def no_loaders() -> Iterator[None]:
         if threading.get_ident() == owner:
             raise UsageError(
                 f"a DataLoader was iterated inside a step, at {user_line()}: fetch the batch before run.step(batch), "
-                "which commits to it"
+                "which commits to it (or before vtrain.seeded)"
             )
         return original(self)
 

@@ -8,6 +8,8 @@ between steps, natively, and don't touch the state.
 The data loader, the collator and the data set draw from generators of their own, seeded by (data seed, epoch), and an
 evaluation from others, seeded by (data seed, step). So what a step is trained on does not depend on what happened
 between steps, and a resumed epoch, read again from its start and skipped up to the step, gives the same batches.
+
+Classes of others, such as TRL's, keep counters and tensors in attributes of theirs; a checkpoint holds those too.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from vtrain.errors import CheckpointError, UsageError
+from vtrain.integrations.held import Held
 from vtrain.random import StreamKey, words
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ else:
 
 DATA_STREAM = "huggingface-data"
 """The stream that seeds generators: of an epoch's data loader, step = epoch, site = 0; of an evaluation, site = 1."""
+
+_OURS = frozenset({"_batches", "_catch_up", "_step_loss"})
+"""What a mixin keeps in a Trainer itself, of the kinds that a checkpoint would hold."""
 
 
 class Run(Protocol):
@@ -100,7 +106,8 @@ class RunMixin(_Trainer):
         for group in optimizer.param_groups:
             if group.get("fused"):  # Trainer's default on every device; the plain form is the one that is audited
                 group["fused"] = False
-        self._run = self._enter_run(optimizer, {"scheduler": self.lr_scheduler}, Counters(self))
+        extra = {"scheduler": self.lr_scheduler, "trainer": Held(self, _OURS)}
+        self._run = self._enter_run(optimizer, extra, Counters(self))
         return prepared
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # Trainer names all of them
