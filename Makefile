@@ -26,7 +26,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.kernels
 
 paper: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.paper_scale
+	$(BIN)/python -m experiments paper_scale
 
 # One stamp for each set of extras.
 $(VENV)/.installed-demo: $(SOURCES) $(VENV)/bin/python

@@ -1,9 +1,9 @@
-"""``make paper``: the sizes of Srivastava, Arora and Boneh (NeurIPS 2024), trained here, audited under another profile.
+"""The sizes of Srivastava, Arora and Boneh (NeurIPS 2024), trained here, audited under another profile.
 
 ResNet-50 on 3x32x32 images (batch 64) and GPT-2 of 117 million parameters (batch 8 of 64 tokens), float32 target,
 certified thresholds. Images are random and tokens are Python's help texts: the paper's data can't be downloaded here.
 Beside it: the same training without a log (threshold off), and plain PyTorch in float64, each under both arithmetics.
-``python -m benchmarks.paper_scale [--steps N] [resnet50] [gpt2]``
+``python -m experiments paper_scale [--steps N] [resnet50] [gpt2]``
 """
 
 from __future__ import annotations
@@ -15,52 +15,24 @@ import os
 import tempfile
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import load
 from vtrain import children
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENT = load("paper_scale")
+JOBS = ("resnet50", "gpt2")
 
-JOBS = {
-    "resnet50": """
-[program]
-entry = "vtrain.programs.vision:classifier"
-config = {{ name = "resnet50", classes = 10 }}
-[data]
-name = "random-images"
-config = {{ n = 2048 }}
-[train]
-steps = {steps}
-batch_size = 64
-checkpoint_every = 10
-[optimizer]
-name = "sgd"
-lr = 0.05
-momentum = 0.9
-[policy]
-threshold = "{threshold}"
-""",
-    "gpt2": """
-[program]
-entry = "vtrain.programs.language:gpt2"
-config = {{ vocab = 50257, block = 64, layers = 12, width = 768, heads = 12 }}
-[data]
-name = "topics"
-config = {{ block = 64 }}
-[train]
-steps = {steps}
-batch_size = 8
-checkpoint_every = 10
-[optimizer]
-name = "sgd"
-lr = 0.05
-momentum = 0.9
-[policy]
-threshold = "{threshold}"
-""",
-}
 AUDITOR = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "VTRAIN_CPU": "generic"}
+
+
+def job_text(name: str, steps: int, threshold: str) -> str:
+    """The job file, of so many steps under this threshold."""
+    text = EXPERIMENT.job(name).read_text(encoding="utf-8")
+    return text.replace("steps = 20", f"steps = {steps}").replace('"certified"', json.dumps(threshold))
 
 
 def vtrain(profile: str, variables: dict[str, str], *arguments: str) -> tuple[float, str]:
@@ -75,7 +47,7 @@ def vtrain(profile: str, variables: dict[str, str], *arguments: str) -> tuple[fl
 def both(folder: Path, name: str, steps: int, threshold: str) -> dict[str, Any]:
     """Train under ``native``, audit under ``baseline``."""
     job, run = folder / "job.toml", folder / f"run-{threshold}"
-    job.write_text(JOBS[name].format(steps=steps, threshold=threshold))
+    job.write_text(job_text(name, steps, threshold))
     trained, _ = vtrain("native", {}, "train", str(job), "--out", str(run))
     audited, out = vtrain("baseline", AUDITOR, "audit", str(run), "--json")
     verdict = json.loads(out)
@@ -92,7 +64,7 @@ def plain(name: str, steps: int) -> None:
     from vtrain.engine.task import Task
     from vtrain.job import parse
 
-    job = parse(tomllib.loads(JOBS[name].format(steps=steps, threshold="off")), "job")
+    job = parse(tomllib.loads(job_text(name, steps, "off")), "job")
     task = Task(job, Path())
     with seeded(0):
         model = task.model()
@@ -117,7 +89,7 @@ def plain_differs(name: str, steps: int) -> int | None:
     """First step after which plain float64 training differs between the profiles, in weights rounded to float32."""
     found = []
     for profile in ("native", "baseline"):
-        arguments = ("-m", "benchmarks.paper_scale", "--plain", "--steps", str(steps), name)
+        arguments = ("-m", "experiments", "paper_scale", "--plain", "--steps", str(steps), name)
         done = children.run(*arguments, profile=profile, folder=ROOT, capture_output=True, check=True)
         found.append(done.stdout.split())
     return next((i for i, (a, b) in enumerate(zip(*found, strict=True), 1) if a != b), None)
@@ -149,19 +121,15 @@ def table(name: str, steps: int, found: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m experiments paper_scale", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(JOBS)}")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    for name in arguments.models or list(JOBS):
-        if arguments.plain:
-            plain(name, arguments.steps)
+    given = parser.parse_args(arguments)
+    for name in given.models or JOBS:
+        if given.plain:
+            plain(name, given.steps)
         else:
-            print(table(name, arguments.steps, measure(name, arguments.steps)), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+            print(table(name, given.steps, measure(name, given.steps)), flush=True)

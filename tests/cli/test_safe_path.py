@@ -181,7 +181,11 @@ def starters(path: Path) -> list[str]:
 
 
 def test_processes_are_started_in_one_place() -> None:
-    sources = [path for part in ("vtrain", "trainer", "auditor", "benchmarks") for path in (ROOT / part).rglob("*.py")]
+    sources = [
+        path
+        for part in ("vtrain", "trainer", "auditor", "benchmarks", "experiments")
+        for path in (ROOT / part).rglob("*.py")
+    ]
     assert len(sources) > 100
     assert {str(path): found for path in sources if (found := starters(path))} == {}
     for file in ("auditor/audit/executors.py", "auditor/audit/cluster.py"):
