@@ -13,7 +13,7 @@ import torch
 
 from vtrain.engine import attributes, nest
 from vtrain.engine.loop import Loop
-from vtrain.engine.snapshot import same
+from vtrain.engine.snapshot import differing
 from vtrain.errors import CheckpointError, StateError
 
 Tensor = torch.Tensor
@@ -151,7 +151,7 @@ class Beyond:
         """A step ended: remember how it left things, to go back there and to see what is done after it."""
         now = self.objects()
         self._inside |= _differing(self._marked, now)
-        self._marked = {name: t.detach().clone() for name, t in now.items()}
+        self._marked = {name: _own(name, t) for name, t in now.items()}
 
     def before_step(self) -> None:
         """A step begins: what the program did since the last one, it does between steps."""
@@ -160,7 +160,8 @@ class Beyond:
         if self._loop.steps_done == 0:
             self._before = since
         self._between |= since
-        self._marked.update((name, t.detach().clone()) for name, t in now.items() if nest.root(name) in since)
+        if since:
+            self._marked.update((name, _own(name, t)) for name, t in now.items() if nest.root(name) in since)
 
     def settled(self) -> bool:
         """Whether all that the program does after a step seems to be done: a checkpoint now would leave nothing out.
@@ -183,9 +184,14 @@ _UNKEPT = (
 )
 
 
+def _own(name: str, t: Tensor) -> Tensor:
+    """What nobody else writes to: a copy of a tensor; what says the rest of a nest was made for it."""
+    return t if "#" in name else t.detach().clone()
+
+
 def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> set[str]:
     """Names of the nests that are not as they were."""
-    return {nest.root(name) for name in {*before, *now} if not same(before.get(name), now.get(name))}
+    return {nest.root(name) for name in differing(before, now)}
 
 
 def _name(extra: str) -> str:

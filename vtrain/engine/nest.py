@@ -18,6 +18,7 @@ from vtrain.errors import CheckpointError, StateError
 
 Tensor = torch.Tensor
 PART = ":"  # between a tensor's name and that of a part of it
+WHOLE = (Tensor, torch.nn.Parameter)  # classes of tensors that are their own only part
 _DEEPEST = 32
 _INT64 = range(-(2**63), 2**63)
 

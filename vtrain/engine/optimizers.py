@@ -61,7 +61,10 @@ def _collect(optimizer: Optimizer, known: set[int], prefix: str) -> Iterator[tup
             yield from nest.parts(f"{prefix}{index}", p)
             known.add(id(p))
         for key, value in sorted(optimizer.state.get(p, {}).items()):
-            yield from nest.flatten(f"{prefix}{index}.{key}", value)
+            if type(value) in nest.WHOLE:  # as flatten would, sooner
+                yield f"{prefix}{index}.{key}", value
+            else:
+                yield from nest.flatten(f"{prefix}{index}.{key}", value)
     for key in sorted(k for k in optimizer.state if isinstance(k, str)):
         yield from nest.flatten(f"{prefix}~{key}", optimizer.state[key])
     for name, value in _attributes(optimizer, known):

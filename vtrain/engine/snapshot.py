@@ -7,13 +7,17 @@ the run ends with; and it can be put back.
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 
+from vtrain import kernels
 from vtrain.engine.state import Files
 
 Tensor = torch.Tensor
+Pair = tuple[Tensor | None, Tensor | None]
+Key = TypeVar("Key")
 PARTS = 16  # in which a large tensor is looked at
 _SMALL = 1 << 16  # bytes up to which a tensor is looked at as a whole
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -28,15 +32,22 @@ class Snapshot:
 
     def __init__(self) -> None:
         self.files: Files = {}
-        self._marks: dict[str, tuple[int, int]] = {}
+        self._marks: dict[tuple[str, str], tuple[int, int]] = {}
 
     def take(self, files: Files) -> None:
         """Copy these tensors in place of the ones before."""
-        before, self.files = self.files, {}
+        before, self.files, self._marks = self.files, {}, {}
+        blocks: list[kernels.Block] = []
         for file, tensors in files.items():
-            old = before.get(file, {})
-            self.files[file] = {name: _copied(t, old.get(name)) for name, t in tensors.items()}
-        self._marks = {name: _mark(t) for name, t in _flat(files).items()}
+            old, copies = before.get(file, {}), self.files.setdefault(file, {})
+            for name, t in tensors.items():
+                copy = copies[name] = _room(t, old.get(name))
+                if _plain(t):
+                    blocks.append(kernels.block(copy, t))
+                else:
+                    copy.copy_(t)
+                self._marks[file, name] = _mark(t)
+        kernels.copy_blocks(blocks)
 
     def changed(self, files: Files, turn: int | None = None) -> list[str]:
         """Names ``file/name`` of tensors that are not as they were, in any bit.
@@ -48,49 +59,79 @@ class Snapshot:
             turn: which of ``PARTS`` parts of a large tensor to compare, where neither its memory nor its version
                 counter has moved; None for all of it.
         """
-        mine, theirs = _flat(self.files), _flat(files)
-        found = []
-        for name in {*mine, *theirs}:
-            copy, t = mine.get(name), theirs.get(name)
-            moved = t is None or self._marks.get(name) != _mark(t)
-            if not same(copy, t, None if moved else turn) and not _cleared(name, t, copy is not None):
-                found.append(name)
-        return sorted(found)
+        found = _differing(self._both(files, turn))
+        return sorted(f"{file}/{name}" for file, name in found if not self._cleared(file, name, files))
+
+    def _both(self, files: Files, turn: int | None) -> Iterator[tuple[tuple[str, str], Pair, int | None]]:
+        """((file, name), (copy, tensor now), part to look at) of all that was there, or is."""
+        for file in {**self.files, **files}:
+            mine, theirs = self.files.get(file, {}), files.get(file, {})
+            for name in theirs if mine.keys() == theirs.keys() else {**mine, **theirs}:
+                key, t = (file, name), theirs.get(name)
+                moved = t is None or self._marks.get(key) != _mark(t)
+                yield key, (mine.get(name), t), None if moved else turn
+
+    def _cleared(self, file: str, name: str, files: Files) -> bool:
+        if file != "gradients" or name not in self.files.get(file, {}):
+            return False
+        now = files.get(file, {}).get(name)
+        return now is None or not bool(now.any())
 
 
-def _copied(t: Tensor, old: Tensor | None) -> Tensor:
-    if old is None or old.shape != t.shape or old.dtype is not t.dtype or old.device != t.device:
-        return t.detach().clone(memory_format=torch.contiguous_format)
-    return old.copy_(t)
+def _part(block: kernels.Block, turn: int | None) -> kernels.Block:
+    """What is looked at in this turn."""
+    mine, theirs, size = block
+    if turn is None or size <= _SMALL:
+        return block
+    first = size * turn // PARTS
+    return mine + first, theirs + first, size * (turn + 1) // PARTS - first
 
 
 def _mark(t: Tensor) -> tuple[int, int]:
     return t.data_ptr(), -1 if t.is_inference() else t._version
 
 
-def _flat(files: Files) -> dict[str, Tensor]:
-    return {f"{file}/{name}": t for file, tensors in files.items() for name, t in tensors.items()}
+def _room(t: Tensor, old: Tensor | None) -> Tensor:
+    """Memory for a copy of t: the last one's, where it fits."""
+    if old is not None and _alike(old, t):
+        return old
+    return torch.empty_like(t, requires_grad=False, memory_format=torch.contiguous_format)
 
 
-def same(copy: Tensor | None, t: Tensor | None, turn: int | None = None) -> bool:
-    """Whether two tensors are one in type, shape and every bit, or every one of a part; the first one is contiguous."""
-    if copy is None or t is None or copy.shape != t.shape or copy.dtype is not t.dtype or copy.device != t.device:
-        return copy is t
-    if t.device.type == "cpu" and t.is_contiguous():
-        size = t.numel() * t.element_size()
-        first, last = (
-            (0, size) if turn is None or size <= _SMALL else (size * turn // PARTS, size * (turn + 1) // PARTS)
-        )
-        return _compare(copy.data_ptr() + first, t.data_ptr() + first, last - first) == 0
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype is b.dtype and a.device == b.device
+
+
+def _plain(t: Tensor) -> bool:
+    """Whether a tensor's bytes, in the order in which they lie in host memory, are its elements."""
+    return t.is_cpu and t.is_contiguous() and not t.is_neg() and not t.is_conj()
+
+
+def differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not as they were, in type, shape and every bit; the first ones are contiguous."""
+    return _differing((name, (before.get(name), now.get(name)), None) for name in {*before, *now})
+
+
+def _differing(given: Iterable[tuple[Key, Pair, int | None]]) -> list[Key]:
+    """Keys of the pairs that differ, in a part or in all; whatever lies in host memory is compared in one call."""
+    found: list[Key] = []
+    keys: list[Key] = []
+    blocks: list[kernels.Block] = []
+    for key, (copy, t), turn in given:
+        if copy is None or t is None or not _alike(copy, t):
+            if copy is not t:
+                found.append(key)
+        elif _plain(t) and _plain(copy):
+            keys.append(key)
+            blocks.append(_part(kernels.block(copy, t), turn))
+        elif not _same(copy, t):
+            found.append(key)
+    return found + [keys[i] for i in kernels.differing_blocks(blocks)]
+
+
+def _same(copy: Tensor, t: Tensor) -> bool:
     kind = _INTEGERS.get(t.element_size())
     if kind is None:
         return torch.equal(copy, t)
+    copy, t = (x.resolve_conj().resolve_neg() for x in (copy, t))
     return torch.equal(copy.view(kind), t.contiguous().view(kind))
-
-
-_compare = ctypes.CDLL(None).memcmp
-_compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-
-def _cleared(name: str, now: Tensor | None, was: bool) -> bool:
-    return was and name.startswith("gradients/") and (now is None or not bool(now.any()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
@@ -23,17 +23,28 @@ def _named(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
         yield from _in("model", name, p)
         if p.grad is not None:
             yield from _in("gradients", name, p.grad)
+    passing = _not_persistent(model)
     for name, b in model.named_buffers():
         if not isinstance(b, UninitializedTensorMixin):
-            yield from _in("model" if _persistent(model, name) else "buffers", name, b)
+            yield from _in("buffers" if name in passing else "model", name, b)
 
 
-def _persistent(model: torch.nn.Module, name: str) -> bool:
-    owner, _, key = name.rpartition(".")
-    return key not in model.get_submodule(owner)._non_persistent_buffers_set
+def _not_persistent(model: torch.nn.Module) -> set[str]:
+    """Names of the buffers that no ``state_dict`` holds."""
+    return {
+        f"{path}.{key}" if path else key
+        for path, module in model.named_modules()
+        for key in module._non_persistent_buffers_set
+    }
 
 
-def _in(file: str, name: str, t: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
+def _in(file: str, name: str, t: torch.Tensor) -> Iterable[tuple[str, str, torch.Tensor]]:
+    if type(t) in nest.WHOLE:
+        return ((file, name, t.detach()),)
+    return _parts_in(file, name, t)
+
+
+def _parts_in(file: str, name: str, t: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
     for part, tensor in nest.parts(name, t):
         yield file, part, tensor.detach()
 

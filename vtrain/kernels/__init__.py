@@ -5,6 +5,7 @@ On other devices ``vtrain.rounding.generic`` does the same with tensor operation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -205,3 +206,31 @@ def _is_wide(t: torch.Tensor) -> bool:
     if t.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"columns of {t.dtype}, want float32 or float64")
     return t.dtype is torch.float64
+
+
+Block = tuple[int, int, int]  # addresses of a copy and of what it is a copy of, bytes
+
+
+def block(mine: torch.Tensor, theirs: torch.Tensor) -> Block:
+    """Two tensors' memory, for ``copy_blocks`` and ``differing_blocks``; they must outlive the call.
+
+    Raises:
+        ValueError: not contiguous tensors in host memory of one size.
+    """
+    size = theirs.nbytes
+    if not (mine.is_cpu and theirs.is_cpu and mine.is_contiguous() and theirs.is_contiguous() and mine.nbytes == size):
+        raise ValueError(
+            f"{tuple(mine.shape)} of {mine.dtype} on {mine.device} and {tuple(theirs.shape)} of {theirs.dtype} on "
+            f"{theirs.device}; want contiguous tensors of one size in memory"
+        )
+    return mine.data_ptr(), theirs.data_ptr(), size
+
+
+def copy_blocks(blocks: Sequence[Block]) -> None:
+    """Copy the second memory of each block into the first, all in one parallel region."""
+    _host.copy(blocks, torch.get_num_threads())
+
+
+def differing_blocks(blocks: Sequence[Block]) -> list[int]:
+    """Numbers, in order, of the blocks whose memories differ in any byte."""
+    return list(_host.differing(blocks, torch.get_num_threads()))

@@ -14,6 +14,7 @@
 
 #include "codes.hpp"
 #include "columns.hpp"
+#include "memory.hpp"
 #include "scalar/binding.hpp"
 #include "table.hpp"
 
@@ -234,6 +235,26 @@ void taps(const std::array<int64_t, 14>& g, int type, const Array& x, const Arra
   tap_squares(patches_of(g, threads), type, source(x), target(out));
 }
 
+using BlockTuple = std::tuple<Ptr, Ptr, size_t>;  // addresses of the copy and of what it is of, bytes
+
+std::vector<Block> blocks_of(const std::vector<BlockTuple>& given) {
+  std::vector<Block> blocks;
+  blocks.reserve(given.size());
+  for (const auto& [mine, theirs, size] : given)
+    blocks.push_back({reinterpret_cast<char*>(mine), reinterpret_cast<const char*>(theirs), size});
+  return blocks;
+}
+
+void copy(const std::vector<BlockTuple>& given, int threads) {
+  nb::gil_scoped_release release;
+  copy_blocks(blocks_of(given), threads);
+}
+
+std::vector<size_t> differing(const std::vector<BlockTuple>& given, int threads) {
+  nb::gil_scoped_release release;
+  return differing_blocks(blocks_of(given), threads);
+}
+
 double round_scalar(double y, const FormatTuple& format) {
   auto [container, p, emin, emax] = format;
   return round_format(y, Format{container, p, emin, emax});
@@ -257,6 +278,8 @@ NB_MODULE(_host, m) {
   m.def("columns", &columns);
   m.def("image", &image);
   m.def("taps", &taps);
+  m.def("copy", &copy);
+  m.def("differing", &differing);
   m.def("round_scalar", &round_scalar);
   m.def("ordered_scalar", &ordered_scalar);
   scalar::bind(m);
