@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from auditor.audit import uncaught
 from auditor.audit.listener import Replayer
+from auditor.audit.table import check_table
 from auditor.evidence import open_run
 from auditor.verdict import Verdict
 from auditor.verdict.verdict import UNFINISHED, VERIFIED, begin
@@ -26,8 +27,7 @@ from vtrain.engine.extra import Extra
 from vtrain.engine.loop import Loop, Model, Optimizer
 from vtrain.engine.loop_sources import loop_facts
 from vtrain.engine.openrun import OpenRun
-from vtrain.engine.optable import table_digest
-from vtrain.errors import CheckpointError, IncompleteRunError, Refuted, UsageError, VersionError
+from vtrain.errors import CheckpointError, IncompleteRunError, Refuted, UsageError
 from vtrain.job import LoopJob
 from vtrain.kernels import scalars
 from vtrain.store.layout import require_run
@@ -189,14 +189,3 @@ _OTHER_WEIGHTS = (
     "torch's own initialisation differs between processors: build the model with `vtrain.seeded(seed)`, give a "
     "function that makes it, or take the run's initial state with initial='run'"
 )
-
-
-def check_table(theirs: str) -> None:
-    """Check that a run was made with this release's operation table.
-
-    Raises:
-        VersionError: it was not; its bits may differ for honest reasons.
-    """
-    mine = table_digest()
-    if theirs != mine:
-        raise VersionError(f"the run was made with operation table {theirs[:60]}; this release has {mine}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from auditor.audit.listener import Repairs, Replayer
-from auditor.audit.loop import check_table
+from auditor.audit.table import check_table
 from auditor.evidence import Evidence
 from auditor.evidence.segments import Segment
 from auditor.verdict.counts import Counts

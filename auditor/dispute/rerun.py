@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from auditor.audit.listener import Repairs
-from auditor.audit.loop import check_table
+from auditor.audit.table import check_table
 from auditor.dispute.tracing import Doubt, Sink, Tensors, Tracer, blocks_of_tensor
 from auditor.evidence import Evidence
 from vtrain.commit.blocks import Blocks
