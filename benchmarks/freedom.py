@@ -30,9 +30,9 @@ from trainer.listener import Recorder
 from trainer.train import train
 from vtrain.data import load
 from vtrain.engine import decisions
+from vtrain.engine.jobs.task import Task
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import Loop
-from vtrain.engine.task import Task
+from vtrain.engine.loops.loop import Loop
 from vtrain.job import Job, parse
 from vtrain.rounding import generic
 from vtrain.rounding.bounds import tau_certified

@@ -105,6 +105,19 @@ def test_the_auditor_s_rooms() -> None:
     assert wrong == []
 
 
+# the same for the engine's, of which its core and the handlers know none
+ENGINE = {"state": {"state"}, "loops": {"state", "loops"}, "jobs": {"state", "loops", "jobs"}}
+
+
+def test_the_engine_s_rooms() -> None:
+    def part(name: str) -> str:
+        return name.split(".")[2] if name.startswith("vtrain.engine.") else ""
+
+    inner = [name for name in NEEDS if begins(name, "vtrain.engine")]
+    wrong = [(n, i) for n in inner for i in NEEDS[n] if part(i) in ENGINE.keys() - ENGINE.get(part(n), set())]
+    assert inner and wrong == []
+
+
 def test_nobody_goes_to_a_command() -> None:
     """``vtrain.cli`` names them, and is what ``python -m vtrain`` runs."""
     found = [(name, i) for name, needed in NEEDS.items() for i in needed if i.endswith(".cli")]

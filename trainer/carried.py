@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from vtrain.engine import attributes, state
-from vtrain.engine.beyond import Beyond
+from vtrain.engine import state
 from vtrain.engine.callsite import user_line
-from vtrain.engine.loop import Loop
+from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.loop import Loop
+from vtrain.engine.state import attributes
 
 Tensor = torch.Tensor
 

@@ -12,7 +12,7 @@ from vtrain.errors import UsageError
 from vtrain.store.address import Url
 
 if TYPE_CHECKING:
-    from vtrain.engine.loop import StepEnd
+    from vtrain.engine.loops.loop import StepEnd
 
 _file = click.Path(path_type=Path)
 

@@ -15,9 +15,9 @@ import torch
 from trainer.listener import Recorder
 from trainer.logsize import log_bytes
 from vtrain.engine import state
-from vtrain.engine.loop import Loop, StepEnd
+from vtrain.engine.jobs.task import Task, complete
+from vtrain.engine.loops.loop import Loop, StepEnd
 from vtrain.engine.seeded import seeded
-from vtrain.engine.task import Task, complete
 from vtrain.errors import JobError, VtrainError
 from vtrain.job import Job, parse
 from vtrain.kernels import scalars

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trainer.carried import Carried
 from trainer.keys import trainer_key
 from trainer.stepwriter import StepWriter
-from vtrain.engine.arguments import (
+from vtrain.engine.loops.arguments import (
     check_function,
     check_model,
     check_optimizer,
@@ -26,12 +26,12 @@ from vtrain.engine.arguments import (
     check_seed,
     check_truth,
 )
-from vtrain.engine.beyond import Beyond
-from vtrain.engine.extra import Extra
-from vtrain.engine.loop import Loop, Model, Optimizer, StepEnd
-from vtrain.engine.loop_sources import loop_facts
-from vtrain.engine.openrun import OpenRun
+from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.facts import loop_facts
+from vtrain.engine.loops.loop import Loop, Model, Optimizer, StepEnd
+from vtrain.engine.loops.openrun import OpenRun
 from vtrain.engine.optable import table_digest
+from vtrain.engine.state.extra import Extra
 from vtrain.errors import JobError, UsageError
 from vtrain.job import Job, LoopJob, job_digest
 from vtrain.kernels import scalars

@@ -22,9 +22,9 @@ from vtrain import children
 from vtrain.engine import state
 from vtrain.engine.decisions import FAULTS, Decisions
 from vtrain.engine.definition import dtype_name
+from vtrain.engine.jobs.task import Task, complete
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import Loop, StepEnd
-from vtrain.engine.task import Task, complete
+from vtrain.engine.loops.loop import Loop, StepEnd
 from vtrain.errors import BackendError, LogError, VtrainError
 from vtrain.job import Job, load
 from vtrain.kernels import scalars

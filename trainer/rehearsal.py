@@ -14,11 +14,12 @@ import torch
 
 from trainer.stepwriter import StepWriter
 from vtrain.commit.leaf import Leaf
-from vtrain.engine import attributes, state
+from vtrain.engine import state
 from vtrain.engine.decisions import Decisions
+from vtrain.engine.jobs.task import Task
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import Loop, StepEnd
-from vtrain.engine.task import Task
+from vtrain.engine.loops.loop import Loop, StepEnd
+from vtrain.engine.state import attributes
 from vtrain.errors import StateError, StorageError
 from vtrain.store.layout import Layout
 from vtrain.store.steplog import StepLog

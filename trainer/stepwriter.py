@@ -16,8 +16,8 @@ from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import EVALUATION, Loop, StepEnd
-from vtrain.engine.tensors import to_tensor
+from vtrain.engine.loops.loop import EVALUATION, Loop, StepEnd
+from vtrain.engine.state.tensors import to_tensor
 from vtrain.errors import CheckpointError
 from vtrain.policy import Policy
 from vtrain.store.checkpoint import RESUME

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from trainer.rehearsal import Rehearsals
 from trainer.stepwriter import StepWriter
-from vtrain.engine.loop import Loop, StepEnd
-from vtrain.engine.task import Task, complete
+from vtrain.engine.jobs.task import Task, complete
+from vtrain.engine.loops.loop import Loop, StepEnd
 from vtrain.errors import UsageError
 from vtrain.job import MAX_BYTES, Job, job_digest, parse_canonical
 from vtrain.kernels import scalars

@@ -5,7 +5,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from vtrain.engine.program import Program
+    from vtrain.engine.jobs.program import Program
     from vtrain.engine.seeded import seeded
     from vtrain.errors import Refuted, UnsupportedOperation, VtrainError
     from vtrain.policy import Policy
@@ -17,7 +17,7 @@ __all__ = [
 
 _HOME = {
     "Policy": "vtrain.policy",
-    "Program": "vtrain.engine.program",
+    "Program": "vtrain.engine.jobs.program",
     "seeded": "vtrain.engine.seeded",
     "Refuted": "vtrain.errors",
     "UnsupportedOperation": "vtrain.errors",

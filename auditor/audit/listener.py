@@ -24,7 +24,7 @@ from vtrain.engine import state
 from vtrain.engine.callsite import short_line
 from vtrain.engine.decisions import FAULTS, OUTSIDE, Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import StepEnd
+from vtrain.engine.loops.loop import StepEnd
 from vtrain.engine.session import active_engine
 from vtrain.errors import CheckpointError, Refuted
 

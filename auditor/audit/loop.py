@@ -20,13 +20,13 @@ from auditor.verdict import Verdict
 from auditor.verdict.verdict import UNFINISHED, VERIFIED, begin
 from vtrain.commit import keys
 from vtrain.engine import state
-from vtrain.engine.arguments import check_model, check_optimizer, check_path, check_public_key
 from vtrain.engine.backend import environment
-from vtrain.engine.beyond import Beyond
-from vtrain.engine.extra import Extra
-from vtrain.engine.loop import Loop, Model, Optimizer
-from vtrain.engine.loop_sources import loop_facts
-from vtrain.engine.openrun import OpenRun
+from vtrain.engine.loops.arguments import check_model, check_optimizer, check_path, check_public_key
+from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.facts import loop_facts
+from vtrain.engine.loops.loop import Loop, Model, Optimizer
+from vtrain.engine.loops.openrun import OpenRun
+from vtrain.engine.state.extra import Extra
 from vtrain.errors import CheckpointError, IncompleteRunError, Refuted, UsageError
 from vtrain.job import LoopJob
 from vtrain.kernels import scalars

@@ -15,8 +15,8 @@ from auditor.evidence import Evidence
 from auditor.evidence.segments import Segment
 from auditor.verdict.counts import Counts
 from vtrain.engine import state
-from vtrain.engine.loop import Loop
-from vtrain.engine.task import Task, check_data
+from vtrain.engine.jobs.task import Task, check_data
+from vtrain.engine.loops.loop import Loop
 from vtrain.errors import CheckpointError, ProgramError, Refuted, UsageError
 from vtrain.job import Job
 from vtrain.kernels import scalars

@@ -21,7 +21,7 @@ from vtrain.engine.forms import form_of
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.optable import OpClass
 from vtrain.engine.session import Session
-from vtrain.engine.tensors import to_tensor
+from vtrain.engine.state.tensors import to_tensor
 from vtrain.errors import ProofError, UnsupportedError
 from vtrain.policy import Policy
 

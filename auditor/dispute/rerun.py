@@ -16,8 +16,8 @@ from auditor.evidence import Evidence
 from vtrain.commit.blocks import Blocks
 from vtrain.commit.trace import Event, Trace
 from vtrain.engine import state
-from vtrain.engine.loop import Loop
-from vtrain.engine.task import Task
+from vtrain.engine.jobs.task import Task
+from vtrain.engine.loops.loop import Loop
 from vtrain.errors import CheckpointError, ProofError, Refuted, UsageError, VtrainError
 from vtrain.job import Job
 from vtrain.kernels import scalars

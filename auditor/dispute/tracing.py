@@ -17,9 +17,9 @@ from vtrain.commit.trace import Event
 from vtrain.engine import state
 from vtrain.engine.decisions import Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.loop import Loop, StepEnd
-from vtrain.engine.tensors import DTYPES
-from vtrain.engine.tensors import tensor_bytes as state_tensor_bytes
+from vtrain.engine.loops.loop import Loop, StepEnd
+from vtrain.engine.state.tensors import DTYPES
+from vtrain.engine.state.tensors import tensor_bytes as state_tensor_bytes
 from vtrain.errors import Refuted
 from vtrain.rounding.bounds import eta_certified, tau_certified
 from vtrain.rounding.scale import Scale

@@ -53,7 +53,7 @@ class Verdict:
         replayed: ranges ``(first, last)`` of the steps replayed.
         sampled: segments drawn at random, 0 if the steps were chosen.
         nonce: the auditor's, which with the head decided the draw; empty if the steps were chosen.
-        program: the code that was run (``vtrain.engine.program.Code.to_json``); None where no job names it.
+        program: the code that was run (``vtrain.engine.jobs.program.Code.to_json``); None where no job names it.
         drawn: numbers of the segments drawn, from 0, ascending; see ``auditor.verdict.draw.check_draw``.
         segments: how many segments the run has.
         canonical: values of canonical operations, which are the same on every machine and need no log.

@@ -60,8 +60,8 @@ def plain(name: str, steps: int) -> None:
     """Train in plain float64 and print digests of the weights after each step; a process of its own."""
     import torch
 
+    from vtrain.engine.jobs.task import Task
     from vtrain.engine.seeded import seeded
-    from vtrain.engine.task import Task
     from vtrain.job import parse
 
     job = parse(tomllib.loads(job_text(name, steps, "off")), "job")

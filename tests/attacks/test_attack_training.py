@@ -11,14 +11,14 @@ import pytest
 import torch
 from run_helpers import KEY, audited, copied, finding, forging, honest, job, make
 
-import vtrain.engine.task as task_module
+import vtrain.engine.jobs.task as task_module
 from auditor.audit.auditing import _same_job
 from auditor.evidence import open_run
 from auditor.evidence.verify import verify
 from auditor.verdict.verdict import begin
 from vtrain.demo.forger import Files, one_ulp
-from vtrain.engine.loop import Loop
-from vtrain.engine.task import Batch, Task
+from vtrain.engine.jobs.task import Batch, Task
+from vtrain.engine.loops.loop import Loop
 from vtrain.job import Job
 
 Patch = pytest.MonkeyPatch

@@ -132,7 +132,7 @@ def test_job_of_another_version(version: Any, error: type[VtrainError]) -> None:
 
 GOOD = """
 import torch
-from vtrain.engine.program import Program
+from vtrain import Program
 from vtrain.programs.vision import cross_entropy
 
 def make():

@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 }
 SOURCE = """
 import torch
-from vtrain.engine.program import Program
+from vtrain import Program
 
 class Net(torch.nn.Module):
     def __init__(self):

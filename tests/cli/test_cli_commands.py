@@ -184,7 +184,7 @@ def test_train_a_bad_job(vtrain_: Call, job_file: Path, key_file: Path, case: st
 
 def test_train_what_is_not_supported(vtrain_: Call, job_file: Path, key_file: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
-        "import torch\nfrom vtrain.engine.program import Program\n"
+        "import torch\nfrom vtrain import Program\n"
         "def make():\n    return Program(torch.nn.Linear(8, 2), lambda m, b: torch.fft.fft(b['image']).real.sum())\n"
     )
     job_file.write_text(toml({**values(), "program": {"entry": "program.py:make"}}))

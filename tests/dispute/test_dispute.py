@@ -17,7 +17,7 @@ from parties import AUDITOR, Elsewhere, challenger, changed, party, recording_el
 from run_helpers import HERE, KEY, audited, copied, forging, honest, job, make, silent
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import vtrain.engine.task as task_module
+import vtrain.engine.jobs.task as task_module
 from auditor.audit import Request, audit
 from auditor.audit.progress import Progress
 from auditor.audit.segment import TaskReplay
@@ -38,8 +38,8 @@ from vtrain.commit.trace import Event
 from vtrain.demo.forger import one_ulp
 from vtrain.engine.core import Engine
 from vtrain.engine.decisions import Decisions
+from vtrain.engine.jobs.task import Batch
 from vtrain.engine.listener import ScaleFn, Site, Vary
-from vtrain.engine.task import Batch
 from vtrain.errors import BackendError, ProofError, StorageError
 from vtrain.rounding.bounds import tau_certified
 from vtrain.store.steplog import StepLog

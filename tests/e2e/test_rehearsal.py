@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from auditor.audit import Request, audit
 from trainer.rehearsal import Rehearsals
 from trainer.train import resume, train
-from vtrain.engine import attributes
+from vtrain.engine.state import attributes
 from vtrain.errors import StateError
 from vtrain.job import parse
 

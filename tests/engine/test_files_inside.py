@@ -128,7 +128,7 @@ PROGRAM = """
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from vtrain.engine.program import Program
+from vtrain import Program
 from vtrain.programs.vision import cross_entropy
 
 def make(file: str) -> Program:

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vtrain import seeded
 from vtrain.engine.generators import numpys, torches
+from vtrain.engine.generators.draws import PhiloxSource
 from vtrain.engine.generators.keys import next_draw
 from vtrain.engine.listener import Plain
-from vtrain.engine.randoms import PhiloxSource
 from vtrain.engine.session import Session
 from vtrain.errors import UnsupportedOperation
 from vtrain.policy import Policy

@@ -22,8 +22,8 @@ import pytest
 from auditor.audit import Request, audit
 from trainer.train import resume, train
 from vtrain.commit.keys import generate
-from vtrain.engine.program import Code, load_code
-from vtrain.engine.task import complete
+from vtrain.engine.jobs.program import Code, load_code
+from vtrain.engine.jobs.task import complete
 from vtrain.errors import JobError, MalformedRunError, ProgramError, UsageError
 from vtrain.job import ProgramSpec, parse
 

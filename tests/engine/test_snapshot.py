@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vtrain.engine import state
-from vtrain.engine.beyond import Beyond
-from vtrain.engine.snapshot import PARTS, Snapshot, differing
+from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.state.snapshot import PARTS, Snapshot, differing
 
 Tensor = torch.Tensor
 

@@ -12,7 +12,7 @@ from run_helpers import KEY, silent, tree_bytes
 from auditor.audit import Request, audit
 from auditor.verdict import Verdict
 from trainer.train import resume, train
-from vtrain.engine import samples
+from vtrain.engine.jobs import samples
 from vtrain.errors import BatchError, JobError, ProgramError, UnsupportedError, VtrainError
 from vtrain.job import Job, parse
 

@@ -45,7 +45,7 @@ def test_draws_are_within_the_stated_error() -> None:
 
 DRAW = """
 import hashlib, torch
-from vtrain.engine.randoms import PhiloxSource
+from vtrain.engine.generators.draws import PhiloxSource
 print(hashlib.sha256(PhiloxSource(1).normal((100_003,), 2, 3).numpy().tobytes()).hexdigest())
 """
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vtrain.engine.randoms import PhiloxSource
+from vtrain.engine.generators.draws import PhiloxSource
 from vtrain.errors import UnsupportedOperation, UsageError
 from vtrain.random import MAX_SITE, StreamKey, bernoulli_threshold, box_muller, permutation, randint, uint64s, words
 
@@ -139,7 +139,7 @@ def test_the_ends_of_the_unit_interval(monkeypatch: pytest.MonkeyPatch) -> None:
         def fake(key: object, step: int, site: int, items: int, per_item: int, consume: object, w: int = word) -> None:
             consume(np.full(items * per_item, w, dtype=np.uint32), 0, items)  # type: ignore[operator]
 
-        monkeypatch.setattr("vtrain.engine.randoms.for_each_chunk", fake)
+        monkeypatch.setattr("vtrain.engine.generators.draws.for_each_chunk", fake)
         ends[name] = (SOURCE.normal((), 0, 0).item(), SOURCE.exponential_parts((), 0, 0).item())
     longest = float(np.float32(math.sqrt(106 * math.log(2))))
     assert ends == {"ones": (0.0, 1.0), "zeros": (longest, 2.0**-53)}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from vtrain.engine import attributes, nest
+from vtrain.engine.state import attributes, nest
 from vtrain.errors import StateError
 
 

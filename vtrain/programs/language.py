@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vtrain.engine.program import Program
+from vtrain.engine.jobs.program import Program
 
 
 def gpt2(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vtrain.engine.program import Program
+from vtrain.engine.jobs.program import Program
 from vtrain.programs.vision import cross_entropy
 
 

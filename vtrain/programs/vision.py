@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vtrain.engine.program import Program
+from vtrain.engine.jobs.program import Program
 from vtrain.errors import ProgramError
 
 

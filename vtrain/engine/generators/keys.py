@@ -15,7 +15,7 @@ import functools
 import numpy as np
 import torch
 
-from vtrain.engine.randoms import PhiloxSource
+from vtrain.engine.generators.draws import PhiloxSource
 from vtrain.errors import UnsupportedOperation
 from vtrain.random import StreamKey, WordKey
 

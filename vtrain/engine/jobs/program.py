@@ -21,8 +21,8 @@ import rfc8785
 import torch
 
 from vtrain.engine.callsite import said
-from vtrain.engine.imports import Imports
-from vtrain.engine.sources import OURS, Sources
+from vtrain.engine.jobs.imports import Imports
+from vtrain.engine.jobs.sources import OURS, Sources
 from vtrain.errors import ProgramError, VtrainError
 from vtrain.job import ProgramSpec
 from vtrain.kernels import scalars
@@ -42,7 +42,7 @@ class Program:
     Attributes:
         model: the model to train; made here, its initial weights are part of what an audit repeats.
         loss: ``loss(model, batch)``, a scalar; ``model(**batch).loss`` by default.
-        data: a map from index to sample, for jobs whose data set is ``program``; ``vtrain.engine.samples`` says what a
+        data: a map from index to sample, for jobs whose data set is ``program``; ``vtrain.engine.jobs.samples`` says what a
             sample is. It must be the same at every look.
         collate: makes a batch of a list of samples; torch's ``default_collate`` if it is None.
     """

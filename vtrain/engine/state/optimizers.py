@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from vtrain.commit.digest import TensorBytes
-from vtrain.engine import nest
-from vtrain.engine.tensors import check_fits, to_tensor
+from vtrain.engine.state import nest
+from vtrain.engine.state.tensors import check_fits, to_tensor
 from vtrain.errors import CheckpointError, StateError
 
 Tensor = torch.Tensor

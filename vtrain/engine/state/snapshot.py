@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from vtrain import kernels
-from vtrain.engine.state import Files
+from vtrain.engine.state.files import Files
 
 Tensor = torch.Tensor
 Pair = tuple[Tensor | None, Tensor | None]

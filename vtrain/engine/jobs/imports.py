@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from vtrain.engine.sources import HOME, OURS, Module, Sources
+from vtrain.engine.jobs.sources import HOME, OURS, Module, Sources
 from vtrain.errors import ProgramError, VtrainError
 
 _numbers = itertools.count(1)

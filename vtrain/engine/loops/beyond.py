@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from vtrain.engine import attributes, nest
-from vtrain.engine.loop import Loop
-from vtrain.engine.snapshot import differing
+from vtrain.engine.loops.loop import Loop
+from vtrain.engine.state import attributes, nest
+from vtrain.engine.state.snapshot import differing
 from vtrain.errors import CheckpointError, StateError
 
 Tensor = torch.Tensor

@@ -8,8 +8,8 @@ import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from vtrain.commit.digest import StateDigest, TensorBytes, files_digest
-from vtrain.engine import nest, optimizers
-from vtrain.engine.tensors import DTYPES, check_fits, tensor_bytes, to_tensor
+from vtrain.engine.state import nest, optimizers
+from vtrain.engine.state.tensors import DTYPES, check_fits, tensor_bytes, to_tensor
 from vtrain.errors import CheckpointError
 
 Files = dict[str, dict[str, torch.Tensor]]

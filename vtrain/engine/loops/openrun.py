@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vtrain.engine.beyond import Beyond
-from vtrain.engine.loop import Loop
+from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.loop import Loop
 
 
 class OpenRun:

@@ -13,12 +13,12 @@ import torch
 
 from vtrain.data.digest import batch_digests
 from vtrain.engine import state
-from vtrain.engine.arguments import check_one_process
-from vtrain.engine.extra import Extra, objects
 from vtrain.engine.listener import Listener
-from vtrain.engine.metrics import one_number
+from vtrain.engine.loops.arguments import check_one_process
+from vtrain.engine.loops.metrics import one_number
 from vtrain.engine.session import Session, bits
-from vtrain.engine.snapshot import PARTS, Snapshot
+from vtrain.engine.state.extra import Extra, objects
+from vtrain.engine.state.snapshot import PARTS, Snapshot
 from vtrain.errors import StateError, UsageError
 from vtrain.policy import Policy
 
