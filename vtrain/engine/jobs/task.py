@@ -140,7 +140,7 @@ class Task:
         return (parts if train.accumulate > 1 else parts[0]), indices
 
     def own_digest(self) -> str:
-        """Digest of the built program's own data set; see ``vtrain.engine.samples.own_digest``."""
+        """Digest of the built program's own data set; see ``vtrain.engine.jobs.samples.own_digest``."""
         with program_errors(self.job.program):
             return own_digest(self.data, self.program.collate, whatever_size=bool(self.job.data.digest))
 
