@@ -42,8 +42,8 @@ class Program:
     Attributes:
         model: the model to train; made here, its initial weights are part of what an audit repeats.
         loss: ``loss(model, batch)``, a scalar; ``model(**batch).loss`` by default.
-        data: a map from index to sample, for jobs whose data set is ``program``; ``vtrain.engine.jobs.samples`` says what
-            a sample is. It must be the same at every look.
+        data: a map from index to sample, for jobs whose data set is ``program``, the same at every look. What a sample
+            is, ``vtrain.engine.jobs.samples`` says.
         collate: makes a batch of a list of samples; torch's ``default_collate`` if it is None.
     """
 

@@ -1,6 +1,6 @@
 """The source files of a job's program, below its own folder: each is read once, and hashed (protocol §1).
 
-What is hashed is what runs: a module is compiled from the very bytes that were hashed (``vtrain.engine.jobs.imports``), so
+What is hashed is what runs: a module is compiled from the very bytes that were hashed (``imports`` in this package), so
 that no bytecode cache, extension module or file that changed meanwhile can take its place.
 """
 
