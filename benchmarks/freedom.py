@@ -23,7 +23,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditor.audit import Request, audit
-from auditor.audit.decisions import unit_of
+from auditor.audit.statistics import unit_of
 from auditor.verdict import Verdict
 from trainer import stepwriter
 from trainer.listener import Recorder

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from vtrain.engine import state
 from vtrain.engine.callsite import user_line
-from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.auxiliary import AuxiliaryState
 from vtrain.engine.loops.loop import Loop
 from vtrain.engine.state import attributes
 
@@ -57,18 +57,18 @@ class Carried:
 
     Args:
         loop: whose steps.
-        beyond: what it keeps beside model and optimizer.
+        auxiliary: what it keeps beside model and optimizer.
     """
 
-    def __init__(self, loop: Loop, beyond: Beyond) -> None:
-        self._loop, self._beyond = loop, beyond
+    def __init__(self, loop: Loop, auxiliary: AuxiliaryState) -> None:
+        self._loop, self._auxiliary = loop, auxiliary
         self._before: dict[int, _Memory] = {}
         self._here: dict[int, _Memory] = {}
         self._made: set[int] = set()
         self._reached: dict[int, str] = {}
         self._said: set[str] = set()
         self._step = 0
-        beyond.asked = self._judge
+        auxiliary.asked = self._judge
 
     @contextlib.contextmanager
     def watching(self, step: int) -> Iterator[None]:
@@ -97,7 +97,7 @@ class Carried:
         kept = set(self._kept())
         places = {where for key, where in self._reached.items() if key in kept and not self._here[key].expired()}
         if new := sorted(places - self._said):
-            self._beyond.unkept = True
+            self._auxiliary.unkept = True
             self._said.update(new)
             warnings.warn(
                 f"step {self._step} depends on a tensor that an earlier step left in a variable of the program's "
@@ -109,7 +109,7 @@ class Carried:
     def _kept(self) -> Iterable[int]:
         files = state.collect(self._loop.model, self._loop.optimizer)
         yield from (_key(t) for tensors in files.values() for t in tensors.values())
-        yield from (_key(t) for t in self._beyond.objects().values())
+        yield from (_key(t) for t in self._auxiliary.objects().values())
         held = pytree.tree_leaves([value for _, value in attributes.values(self._loop.model)])
         yield from (_key(t) for t in held if isinstance(t, Tensor))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainer.calibrate import Calibration, thresholds
+from trainer.calibration import Calibration, thresholds
 from vtrain import kernels
 from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
 from vtrain.engine.workspace import result

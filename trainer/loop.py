@@ -26,7 +26,7 @@ from vtrain.engine.loops.arguments import (
     check_seed,
     check_truth,
 )
-from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.auxiliary import AuxiliaryState
 from vtrain.engine.loops.facts import loop_facts
 from vtrain.engine.loops.loop import Loop, Model, Optimizer, StepEnd
 from vtrain.engine.loops.openrun import OpenRun
@@ -45,16 +45,16 @@ from vtrain.store.writer import RunWriter, create
 class Recording(OpenRun):
     """A run being recorded; what ``record`` gives to the body of its ``with``."""
 
-    def __init__(self, loop: Loop, beyond: Beyond, kept: dict[str, torch.Tensor]) -> None:
-        super().__init__(loop, beyond)
+    def __init__(self, loop: Loop, auxiliary: AuxiliaryState, kept: dict[str, torch.Tensor]) -> None:
+        super().__init__(loop, auxiliary)
         self._put_back = kept
-        self._carried = Carried(loop, beyond)
+        self._carried = Carried(loop, auxiliary)
 
     @contextlib.contextmanager
     def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
         """As ``OpenRun.step``."""
         self._prepare()
-        self._beyond.before_step()
+        self._auxiliary.before_step()
         with self._carried.watching(self.steps_done + 1), super().step(batch, indices=indices):
             yield
 
@@ -62,7 +62,7 @@ class Recording(OpenRun):
         """A program may do before its step what the checkpoint holds already, such as a schedule's step."""
         if self._put_back:
             kept, self._put_back = self._put_back, {}
-            self._beyond.put(kept)
+            self._auxiliary.put(kept)
 
 
 class record:
@@ -161,17 +161,17 @@ class record:
         if self._on_step is not None:
             self._steps.on_step = self._on_step
         self._loop = Loop(self._steps, self._policy, self._seed, keeps=True)
-        self._beyond = Beyond(self._loop, whole=self._waits)
-        self._steps.resume, self._steps.meta = self._beyond.take, self._meta
+        self._auxiliary = AuxiliaryState(self._loop, whole=self._waits)
+        self._steps.resume, self._steps.meta = self._auxiliary.take, self._meta
         resuming = writer.checkpoint_step >= 0
         self._loop.initialise(self._model, self._optimizer, self._extra, count=not resuming)
         kept: dict[str, torch.Tensor] = {}
         if resuming:
             self._check_same_loop()
             kept, meta = self._steps.go_on(self._loop)
-            self._beyond.put(kept)
+            self._auxiliary.put(kept)
             self._put_meta(meta)
-        return Recording(self._loop, self._beyond, kept if self._waits and self._loop.steps_done else {})
+        return Recording(self._loop, self._auxiliary, kept if self._waits and self._loop.steps_done else {})
 
     def _meta(self) -> dict[str, Any]:
         """Notes in a checkpoint, which differ between a run and its repetition, such as times."""
@@ -208,7 +208,7 @@ class record:
         try:
             if kind is None:
                 self._steps.finish()
-            elif self._steps.due and self._beyond.settled():
+            elif self._steps.due and self._auxiliary.settled():
                 self._steps.interrupted()
         finally:
             scalars.release()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.calibrate import Calibration, largest_ratio
+from trainer.calibration import Calibration, largest_ratio
 from trainer.listener import Recorder
 from vtrain import children
 from vtrain.engine import state

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer.calibrate import Calibration
+from trainer.calibration import Calibration
 from trainer.listener import Recorder
 from trainer.logsize import LogSize
 from vtrain.commit.digest import files_digest

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from auditor.audit import Request
-    from auditor.dispute.judging import Party
+    from auditor.dispute.during_audit import Party
     from auditor.verdict import Verdict
 
 
@@ -128,7 +128,7 @@ def _party(how: dict[str, Any], signer: Ed25519PrivateKey | None) -> Party | Non
             raise UsageError("--records goes with --dispute: only disputes make records")
         return None
     from auditor.dispute.channel import connect, parse_address
-    from auditor.dispute.judging import Party
+    from auditor.dispute.during_audit import Party
 
     address = parse_address(how["dispute"])
 

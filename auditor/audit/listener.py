@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from auditor.audit.decisions import DecisionExaminer
+from auditor.audit.statistics import DecisionStatistics
 from auditor.evidence import Evidence
 from auditor.evidence.decimal import metric
 from auditor.verdict.counts import Counts
@@ -75,7 +75,7 @@ class Replayer:
         self._evidence = evidence
         self._ulps = scalar_ulps
         self._repairs: Repairs = {} if repairs is None else repairs
-        self._examiner = DecisionExaminer(seed)
+        self._examiner = DecisionStatistics(seed)
         self.counts = Counts(freedom=self._examiner.freedom)
         self.finding: Refuted | None = None
         self._sites: list[str] = []

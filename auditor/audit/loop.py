@@ -22,7 +22,7 @@ from vtrain.commit import keys
 from vtrain.engine import state
 from vtrain.engine.backend import environment
 from vtrain.engine.loops.arguments import check_model, check_optimizer, check_path, check_public_key
-from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.auxiliary import AuxiliaryState
 from vtrain.engine.loops.facts import loop_facts
 from vtrain.engine.loops.loop import Loop, Model, Optimizer
 from vtrain.engine.loops.openrun import OpenRun
@@ -41,7 +41,7 @@ class Replaying(OpenRun):
     """
 
     def __init__(self, loop: Loop, replayer: Replayer, verdict: Verdict) -> None:
-        super().__init__(loop, Beyond(loop))
+        super().__init__(loop, AuxiliaryState(loop))
         self.verdict = verdict
         self._replayer = replayer
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from auditor.audit.segment import Found, TaskReplay
 
 
-class Party(Protocol):
+class DisputeHandler(Protocol):
     """The other side of a run, whom an audit can ask about a difference."""
 
     def judging(self, replay: TaskReplay) -> AbstractContextManager[Callable[[Found], Found]]:
@@ -47,7 +47,7 @@ class Request:
         nonce: the auditor's, for the draw; made where it is empty.
         jobs: segments to replay at a time, by as many worker processes; 1 replays in this process. With ``ray``, 0 is
             as many as the cluster has room for.
-        party: the trainer, to dispute differences with (``auditor.dispute.judging.Party``); None takes a difference for
+        party: the trainer, to dispute differences with (``auditor.dispute.during_audit.Party``); None takes a difference for
             a refutation.
         budget: draw as many segments as have at most this share of all steps, whichever are drawn; at least one.
         confidence: draw as many segments as it takes to be so sure.
@@ -65,7 +65,7 @@ class Request:
     sampled: int = 0
     nonce: str = ""
     jobs: int = 1
-    party: Party | None = None
+    party: DisputeHandler | None = None
     budget: Fraction | None = None
     confidence: Confidence | None = None
     threads: int = 0

@@ -2,7 +2,7 @@
 
 A run is a sequence of steps with a signed transcript, logs and checkpoints, whatever the steps do. What a job of a kind
 promises, which file comes out of it and what people call it is said here, once. Another kind (an evaluation, a
-generation) is another ``register(Kind(...))``. Imports no torch.
+generation) is another ``register(RunKind(...))``. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vtrain.job import Job, LoopJob
 
 
 @dataclass(frozen=True)
-class Kind:
+class RunKind:
     """A kind of runs.
 
     Attributes:
@@ -42,22 +42,22 @@ class Kind:
     doubts: Mapping[str, str] = field(default_factory=dict)
 
 
-_kinds: dict[type, Kind] = {}
+_kinds: dict[type, RunKind] = {}
 
 
-def register(kind: Kind) -> Kind:
+def register(kind: RunKind) -> RunKind:
     """Make a kind known, for all of its jobs; the kind itself."""
     _kinds.update(dict.fromkeys(kind.jobs, kind))
     return kind
 
 
-def kind_of(job: Any) -> Kind:
+def kind_of(job: Any) -> RunKind:
     """The kind of the runs of a job."""
     return _kinds[type(job)]
 
 
 TRAINING = register(
-    Kind(
+    RunKind(
         name="training",
         jobs=(Job, LoopJob),
         predicate=RUN_PREDICATE,

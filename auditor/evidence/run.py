@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from auditor.evidence.kinds import Kind, kind_of
+from auditor.evidence.kinds import RunKind, kind_of
 from auditor.evidence.sites import is_canonical, is_narrow, is_site, numel
 from vtrain.commit import heads, merkle, statement
 from vtrain.commit.chunks import chunks_digest
@@ -78,7 +78,7 @@ class Evidence:
     _bounds: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RunKind:
         """What its steps are of."""
         return kind_of(self.job)
 

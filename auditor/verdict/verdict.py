@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from auditor.evidence.kinds import TRAINING, Kind
+from auditor.evidence.kinds import TRAINING, RunKind
 from auditor.evidence.run import Evidence
 from auditor.verdict.counts import Counts
 from auditor.verdict.draw import bad_segments, caught
@@ -104,7 +104,7 @@ class Verdict:
     drawn: list[int] = field(default_factory=list)
     program: dict[str, Any] | None = None
     job_pinned: bool = False
-    kind: Kind = TRAINING
+    kind: RunKind = TRAINING
 
     @property
     def verified(self) -> bool:

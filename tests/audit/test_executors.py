@@ -176,7 +176,7 @@ def test_worker_opens_each_work_once(long_run: Path) -> None:
 # ---- what a verdict must not depend on ------------------------------------------------------------------------------
 def test_where_not_everything_is_looked_at_the_nonce_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """A draw of another kind each time would make another verdict of the same audit."""
-    import auditor.audit.decisions as examiner
+    import auditor.audit.statistics as examiner
 
     monkeypatch.setattr(examiner, "_MOST", 8)
     run = honest("adaptive16")

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from run_helpers import HERE, KEY
 
 from auditor.dispute.challenger import Challenger
-from auditor.dispute.judging import Party
+from auditor.dispute.during_audit import Party
 from auditor.dispute.rerun import Rerun
 from auditor.dispute.responder import Responder
 from auditor.dispute.tracing import Tracer

@@ -22,7 +22,7 @@ from auditor.audit import Request, audit
 from auditor.audit.progress import Progress
 from auditor.audit.segment import TaskReplay
 from auditor.dispute.challenger import Challenger, common_prefix
-from auditor.dispute.judging import Party
+from auditor.dispute.during_audit import Party
 from auditor.dispute.record import parse_record
 from auditor.dispute.referee import judge
 from auditor.dispute.rerun import Rerun

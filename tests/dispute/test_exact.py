@@ -119,7 +119,7 @@ def test_functions(name: str) -> None:
 
 
 def test_pi_is_pi() -> None:
-    """Beyond what float64 tells: 4 atan(1) to 190 bits."""
+    """AuxiliaryState what float64 tells: 4 atan(1) to 190 bits."""
     found = value("function", {"name": "atan"}, {"x": torch.ones(1)}, [1], 0)
     with mpmath.workprec(300):
         pi = mpmath.pi()._mpf_

@@ -57,7 +57,7 @@ LONG = LONGEST["float32"]
 @pytest.mark.parametrize(("n", "c"), [(LONG, "float32"), (LONG + 1, "float64"), (2**20, "float64"), (2**23, "float64")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_long_sums_of_products_are_wide(n: int, c: str, dtype: torch.dtype) -> None:
-    """Beyond 2^15 terms float32's bound is no use, and beyond 2^23 it has none."""
+    """AuxiliaryState 2^15 terms float32's bound is no use, and beyond 2^23 it has none."""
     row, col = torch.ones(1, n, dtype=dtype), torch.ones(n, 1, dtype=dtype)
     for call in (
         lambda: row @ col,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vtrain.engine import state
-from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.auxiliary import AuxiliaryState
 from vtrain.engine.state.snapshot import PARTS, Snapshot, differing
 
 Tensor = torch.Tensor
@@ -98,7 +98,7 @@ def test_buffers_that_no_state_dict_holds_are_a_file_of_their_own() -> None:
 
 def test_what_objects_hold_is_copied_against_writing_in_place() -> None:
     average = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1))
-    beyond = Beyond(SimpleNamespace(extra={"average": average}, optimizer=None, steps_done=1))  # type: ignore[arg-type]
+    beyond = AuxiliaryState(SimpleNamespace(extra={"average": average}, optimizer=None, steps_done=1))  # type: ignore[arg-type]
     beyond.mark()
     wanted = average.module.weight.detach().clone()
     average.module.weight.data.add_(1)

@@ -9,7 +9,7 @@ import pytest
 from run_helpers import honest, silent
 
 from auditor.evidence import Evidence, kinds, open_run
-from auditor.evidence.kinds import TRAINING, Kind, kind_of
+from auditor.evidence.kinds import TRAINING, RunKind, kind_of
 from auditor.evidence.verify import Check
 from auditor.report.page import render
 from auditor.verdict.verdict import VERIFIED, begin
@@ -22,7 +22,7 @@ class Evaluation(Job):
     """A job of another kind."""
 
 
-KIND = Kind(
+KIND = RunKind(
     name="evaluation",
     jobs=(Evaluation,),
     predicate=RUN_PREDICATE,

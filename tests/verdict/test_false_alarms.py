@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from auditor.audit.decisions import DecisionExaminer
+from auditor.audit.statistics import DecisionStatistics
 from auditor.verdict.freedom import EXCESS, combined
 from vtrain.engine.listener import Site
 from vtrain.rounding import generic
@@ -72,7 +72,7 @@ def operands(kind: str, k: int, rng: np.random.Generator) -> tuple[Matrix, Matri
 def p_value(trainer: str, auditor: str, k: int, seed: int, results: int = 6) -> float:
     """The p-value of an audit of so many products, of each kind of operands."""
     rng = np.random.default_rng([seed, k])
-    examiner = DecisionExaminer(b"%d" % seed)
+    examiner = DecisionStatistics(b"%d" % seed)
     for number, kind in itertools.product(range(results), ("centred", "positive", "rectified")):
         a, b = operands(kind, k, rng)
         order = rng.permutation(k)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from auditor.audit.decisions import edges, scale_at
+from auditor.audit.statistics import edges, scale_at
 from auditor.verdict.freedom import BINS, EXCESS, Freedom, combined, excess, histogram, poisson_tail
 from vtrain import kernels
 from vtrain.engine.decisions import Decisions

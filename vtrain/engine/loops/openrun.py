@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from vtrain.engine.loops.beyond import Beyond
+from vtrain.engine.loops.auxiliary import AuxiliaryState
 from vtrain.engine.loops.loop import Loop
 
 
 class OpenRun:
     """What the body of ``with record(...)`` or ``with replay(...)`` gets: one loop serves both."""
 
-    def __init__(self, loop: Loop, beyond: Beyond) -> None:
-        self._loop, self._beyond = loop, beyond
-        beyond.mark()
+    def __init__(self, loop: Loop, auxiliary: AuxiliaryState) -> None:
+        self._loop, self._auxiliary = loop, auxiliary
+        auxiliary.mark()
 
     @property
     def model(self) -> torch.nn.Module:
@@ -53,7 +53,7 @@ class OpenRun:
         self._prepare()
         with self._loop.step(batch, indices=indices):
             yield
-        self._beyond.mark()
+        self._auxiliary.mark()
 
     @contextlib.contextmanager
     def evaluation(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
@@ -78,7 +78,7 @@ class OpenRun:
             UsageError: inside a step.
         """
         self._loop.rollback()
-        self._beyond.rollback()
+        self._auxiliary.rollback()
 
     def metric(self, **values: torch.Tensor | float | int) -> None:
         """Commit to numbers of this step, such as the loss, which an auditor must get too; inside a step."""

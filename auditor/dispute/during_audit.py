@@ -35,20 +35,20 @@ class Party:
 
     @contextlib.contextmanager
     def judging(self, replay: TaskReplay) -> Iterator[Callable[[Found], Found]]:
-        """A judge of what ``replay`` finds, which hangs up at the end."""
-        judge = Judge(replay, self)
+        """A session that judges what ``replay`` finds, and hangs up at the end."""
+        session = DisputeSession(replay, self)
         try:
-            yield judge
+            yield session
         finally:
-            judge.close()
+            session.close()
 
 
 # What an audit compares with the run's own records, which no rounding changes.
 _OF_THE_RUN = ("data", "log", "scalars", "sites", "steps")
 
 
-class Judge:
-    """Turns differences that an audit finds into judged ones.
+class DisputeSession:
+    """Disputes what an audit finds with the trainer: differences in, judged ones out.
 
     Args:
         replay: the audit's own, of the run.

@@ -32,7 +32,7 @@ _BATCH = 1 << 14  # decisions that are judged in one go
 _SHORT = 3
 
 
-class DecisionExaminer:
+class DecisionStatistics:
     """Counts for one replay. What it looks at, the trainer can't foresee: the draw is the auditor's own.
 
     Args:

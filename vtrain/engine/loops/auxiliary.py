@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 UNKEPT = "unkept"  # in a checkpoint: whether the loop was seen to depend on something that is in none
 
 
-class Beyond:
+class AuxiliaryState:
     """What one loop has beyond its model and optimizer.
 
     Args:
