@@ -47,8 +47,8 @@ class Request:
         nonce: the auditor's, for the draw; made where it is empty.
         jobs: segments to replay at a time, by as many worker processes; 1 replays in this process. With ``ray``, 0 is
             as many as the cluster has room for.
-        party: the trainer, to dispute differences with (``auditor.dispute.during_audit.Party``); None takes a difference for
-            a refutation.
+        party: the trainer, to dispute differences with (``auditor.dispute.during_audit.Party``); None takes a
+            difference for a refutation.
         budget: draw as many segments as have at most this share of all steps, whichever are drawn; at least one.
         confidence: draw as many segments as it takes to be so sure.
         threads: of each replay; 0 leaves this process's number. Results can depend on it, so it is in the verdict, and
