@@ -100,8 +100,8 @@ def test_long_and_many(tmp_path: Path) -> None:
     assert len(made) < len(plain_page) + 12_000_000
     words = Reader(made).words
     assert "(18,000 characters more)" in words
-    assert "200 more notes are not sanitised." in words
-    assert "19,900 more elements are not sanitised." in words
+    assert "200 more notes are not shown." in words
+    assert "19,900 more elements are not shown." in words
     assert "more entries are not shown" in words
 
 
