@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtrain.console import RunPath, download_option, max_download, print_table, profile_option, progress
+from vtrain.console import RunPath, download_option, machine_options, max_download, print_table, progress
 from vtrain.errors import UsageError
 from vtrain.store.address import Url
 
@@ -22,7 +22,7 @@ _file = click.Path(path_type=Path)
 @click.option("--out", required=True, type=RunPath(), help="Run directory or URL; nothing may be there.")
 @click.option("--key", type=_file, help="The trainer's private key; by default the user's own, made at the first run.")
 @click.option("--rehearse", is_flag=True, help="Repeat the step behind each checkpoint from it, not only the first.")
-@profile_option
+@machine_options
 def train(job: Path, out: Path | Url, key: Path | None, rehearse: bool) -> None:
     """Train the job in the TOML file JOB and record the run.
 
@@ -61,7 +61,7 @@ def train(job: Path, out: Path | Url, key: Path | None, rehearse: bool) -> None:
 @click.option("--program-dir", type=_file, default=Path(), help="What the program's path is relative to.")
 @click.option("--key", type=_file, help="The key that the run was begun with.")
 @download_option
-@profile_option
+@machine_options
 def resume(run: Path | Url, program_dir: Path, key: Path | None) -> None:
     """Go on with RUN from its last complete checkpoint, to the same bits as if it had never stopped.
 
@@ -91,7 +91,7 @@ def resume(run: Path | Url, program_dir: Path, key: Path | None) -> None:
 )
 @click.option("--write", is_flag=True, help="Write the cheapest policy into JOB.")
 @click.option("--thresholds", is_flag=True, help="Print adaptive thresholds for JOB instead of costs.")
-@profile_option
+@machine_options
 def calibrate(job: Path, steps: int, write: bool, thresholds: bool) -> None:
     """Train the first steps of the job in JOB under each policy, and say what each costs on this machine.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import click
 
 from vtrain.children import replace
 from vtrain.errors import UsageError
-from vtrain.profiles import PROFILES, profile
+from vtrain.profiles import DEVICE, PROFILES, profile
 from vtrain.store.address import Url, place
 
 
@@ -23,7 +24,12 @@ def _enter_profile(ctx: click.Context, parameter: click.Parameter, value: str | 
         replace("-m", "vtrain", *sys.argv[1:], profile=value)
 
 
-profile_option = click.option(
+def _choose_device(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None and not ctx.resilient_parsing:
+        os.environ[DEVICE] = value  # for the processes that this one starts, too
+
+
+_profile_option = click.option(
     "--profile",
     type=click.Choice(list(PROFILES)),
     callback=_enter_profile,
@@ -31,6 +37,18 @@ profile_option = click.option(
     is_eager=True,
     help="Run under this arithmetic (instruction sets of torch's kernels), in a new process.",
 )
+_device_option = click.option(
+    "--device",
+    callback=_choose_device,
+    expose_value=False,
+    is_eager=True,
+    help="Where jobs run, such as cuda or cuda:1; cpu if not given. The bits are the same.",
+)
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--profile`` and ``--device``: what computes, which no bit depends on."""
+    return _profile_option(_device_option(command))
 
 
 class RunPath(click.ParamType):

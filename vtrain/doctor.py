@@ -7,7 +7,7 @@ import sys
 import click
 
 from vtrain import children
-from vtrain.console import print_json, profile_option
+from vtrain.console import machine_options, print_json
 from vtrain.profiles import PROFILES
 
 _PROBE = "import torch; print(torch.backends.cpu.get_cpu_capability())"
@@ -24,7 +24,7 @@ def imitable() -> dict[str, str]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-@profile_option
+@machine_options
 def doctor(as_json: bool) -> None:
     """Say what this machine is, whether its arithmetic keeps the contract, and which profiles it can imitate.
 

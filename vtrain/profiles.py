@@ -18,6 +18,7 @@ PROFILES: dict[str, dict[str, str]] = {
         "ONEDNN_MAX_CPU_ISA": "SSE41",
     },
 }
+DEVICE = "VTRAIN_DEVICE"  # where a process's jobs run, as torch names it
 PROFILE_VARIABLES = tuple(PROFILES["baseline"])
 
 

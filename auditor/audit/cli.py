@@ -14,9 +14,9 @@ from vtrain.console import (
     check_output,
     download_option,
     fetched,
+    machine_options,
     print_json,
     printable,
-    profile_option,
     progress,
 )
 from vtrain.errors import UsageError
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @click.option("--key", type=file_path, help="The auditor's private key, to sign the verdict with.")
 @trainer_key_option
 @json_option
-@profile_option
+@machine_options
 def audit(
     run: Path | Url, job: Path | None, program_dir: Path | None, verdict: Path | Url | None, key: Path | None,
     trainer_key: Path | None, as_json: bool, **how: Any,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auditor.options import check_outside, file_path, json_option, parse_steps, public_key, trainer_key_option
-from vtrain.console import RunPath, download_option, fetched, print_json, print_table, printable, profile_option
+from vtrain.console import RunPath, download_option, fetched, machine_options, print_json, print_table, printable
 from vtrain.errors import KeyFileError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _How:
 @click.option("--key", type=file_path, help="Your private key; the trainer's, with --listen. Made for once otherwise.")
 @trainer_key_option
 @json_option
-@profile_option
+@machine_options
 def dispute(
     run: Path | Url, listen: str | None, connect: str | None, against: Path | Url | None, replay: bool,
     steps: str | None, out: Path | None, program_dir: Path | None, key: Path | None, trainer_key: Path | None,

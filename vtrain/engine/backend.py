@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from vtrain import kernels, searchpath
 from vtrain.errors import BackendError
 from vtrain.kernels import nvrtc, scalars
-from vtrain.profiles import profile
+from vtrain.profiles import DEVICE, profile
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
 
@@ -107,6 +108,7 @@ def environment() -> dict[str, Any]:
         "kernel_sources": nvrtc.source_digest(),
         "threads": torch.get_num_threads(),
         "profile": profile(),
+        "device": os.environ.get(DEVICE) or "cpu",
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

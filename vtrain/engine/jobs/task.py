@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vtrain.data import batch_indices, dataset_digest, load
+from vtrain.engine.jobs.device import chosen_device, to_device
 from vtrain.engine.jobs.program import Code, Program, build, load_code, program_errors
 from vtrain.engine.jobs.samples import collated, is_map, moved, own_digest
 from vtrain.engine.loops.loop import Loop
@@ -65,12 +66,14 @@ class Task:
     Raises:
         ProgramError: the program is missing or not the one that the job was made for.
         JobError: the data set is unknown or not the one that the job was made for.
+        UsageError, UnsupportedError: the device that was chosen is none, or is not here.
     """
 
     program: Program
 
     @scalars.held()
     def __init__(self, job: Job, directory: Path, code: Code | None = None) -> None:
+        chosen_device()  # said before anything is written
         self.job = job
         self.code = code or load_code(job.program, directory, discover=not job.program.sha256)
         self._data = None if job.data.name == OWN else load(job.data.name, **job.data.config)
@@ -95,6 +98,7 @@ class Task:
             self.program = build(self.job.program, self.code.entry)
         self.code.check()
         self._check_size()
+        to_device(self.program.model)
         return self.program.model
 
     def _check_size(self) -> None:
