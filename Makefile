@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard $(foreach depth,* */* */*/*,vtrain/kernels/$(depth).hpp vtrain/kernels/$(depth).cpp))
 
-.PHONY: demo test slow lint bench paper clean
+.PHONY: demo test slow lint bench paper gpu gpu-wheels clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/vtrain demo
@@ -41,5 +41,19 @@ $(VENV)/bin/python:
 	@command -v c++ >/dev/null || { echo "vtrain builds its kernels here: install a C++ compiler (Debian: apt-get install g++)"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
 
+# On a machine with a GPU, PyTorch, CuPy and build tools, and perhaps no network: DEVICE, OUT and PARTS may be given.
+DEVICE ?= cuda
+OUT ?= gpu-results
+gpu:
+	PYTHON=$(PYTHON) benchmarks/gpu/setup.sh
+	.gpu-venv/bin/python -m benchmarks.gpu --device $(DEVICE) --out $(OUT) $(PARTS)
+
+# What such a machine lacks, for its Python 3.12; fetched where there is a network.
+gpu-wheels:
+	rm -rf .gpu-wheels
+	$(PYTHON) -m pip download --quiet --dest .gpu-wheels --no-deps --only-binary=:all: --python-version 3.12 \
+	  --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 -r benchmarks/gpu/wheels.txt
+	du -sh .gpu-wheels
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist .gpu-venv .gpu-site .gpu-build .gpu-wheels

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from vtrain import searchpath
 from vtrain.errors import UnsupportedError
@@ -56,6 +56,46 @@ def run(
 
     env = dict(os.environ) if profile is None else profile_environment(profile)
     return subprocess.run(_command(arguments), env=_safe({**env, **(variables or {})}, folder), text=True, **how)
+
+
+class Ended(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        code: its exit status; None where its time was up.
+        out, err: what it printed, so far.
+    """
+
+    code: int | None
+    out: str
+    err: str
+
+
+def bounded(
+    seconds: float, *arguments: str, tool: str = "", variables: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Ended:  # fmt: skip
+    """Run Python with these arguments, for so long at most.
+
+    Args:
+        seconds: after which it is killed.
+        arguments: Python's.
+        tool: a program, with arguments of its own separated by spaces, that runs Python; such as ``compute-sanitizer``.
+        variables, folder: as for ``run``.
+
+    Raises:
+        FileNotFoundError: there is no such tool.
+    """
+    import subprocess
+
+    env = _safe({**os.environ, **(variables or {})}, folder)
+    command = [*tool.split(), *_command(arguments)]
+    try:
+        done = subprocess.run(command, env=env, text=True, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired as late:
+        texts = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t or "" for t in (late.stdout, late.stderr))
+        return Ended(None, *texts)
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def replace(*arguments: str, profile: str) -> NoReturn:

@@ -44,12 +44,15 @@ def vtrain(profile: str, variables: dict[str, str], *arguments: str) -> tuple[fl
     return time.perf_counter() - start, done.stdout
 
 
-def both(folder: Path, name: str, steps: int, threshold: str) -> dict[str, Any]:
-    """Train under ``native``, audit under ``baseline``."""
+def both(
+    folder: Path, name: str, steps: int, threshold: str, devices: tuple[str, str] = ("cpu", "cpu"),
+    auditor: tuple[str, dict[str, str]] = ("baseline", AUDITOR),
+) -> dict[str, Any]:  # fmt: skip
+    """Train under ``native``, audit as ``auditor`` has it (profile, variables); each on its device."""
     job, run = folder / "job.toml", folder / f"run-{threshold}"
     job.write_text(job_text(name, steps, threshold))
-    trained, _ = vtrain("native", {}, "train", str(job), "--out", str(run))
-    audited, out = vtrain("baseline", AUDITOR, "audit", str(run), "--json")
+    trained, _ = vtrain("native", {}, "train", str(job), "--out", str(run), "--device", devices[0])
+    audited, out = vtrain(*auditor, "audit", str(run), "--json", "--device", devices[1])
     verdict = json.loads(out)
     size = sum(f.stat().st_size for f in (run / "log.zarr").rglob("*") if f.is_file())
     keys = ("result", "firstBadStep", "what", "settled", "entries", "corrections", "violations")

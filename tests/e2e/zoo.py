@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -25,6 +26,7 @@ from vtrain.random import StreamKey, randint, uniform24, words
 
 Batch = dict[str, Any]
 STEPS = 4
+DEVICE = torch.device(os.environ.get("ZOO_DEVICE", "cpu"))
 
 
 def tokens(step: int, shape: tuple[int, ...], below: int) -> torch.Tensor:
@@ -245,8 +247,8 @@ def loop(case: Case, run: Any) -> None:
     for step in range(STEPS):
         batches = [case.batch(step * case.accumulate + part) for part in range(case.accumulate)]
         with run.step(batches):
-            for batch in batches:
-                with torch.autocast("cpu", torch.bfloat16) if case.autocast else contextlib.nullcontext():
+            for batch in ({name: there(value) for name, value in b.items()} for b in batches):
+                with torch.autocast(DEVICE.type, torch.bfloat16) if case.autocast else contextlib.nullcontext():
                     loss = case.loss(model, batch)
                 (loss / case.accumulate).backward()
             if case.clip:
@@ -258,11 +260,21 @@ def loop(case: Case, run: Any) -> None:
             schedule.step()
 
 
+def placed(case: Case) -> Callable[[], nn.Module]:
+    """Makes the case's model where it is trained."""
+    return lambda: case.model().to(DEVICE)
+
+
+def there(value: Any) -> Any:
+    """A tensor where the model is; copies are exact."""
+    return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+
+
 def record_case(case: Case, path: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     from trainer import record
 
     policy = vtrain.Policy(**{**case.policy, **(changes or {})})
-    with record(path, model=case.model, optimizer=case.optimizer, policy=policy, seed=7, checkpoint_every=2) as run:
+    with record(path, model=placed(case), optimizer=case.optimizer, policy=policy, seed=7, checkpoint_every=2) as run:
         loop(case, run)
     return {"finite": bool(all(p.isfinite().all() for p in run.model.parameters()))}
 
@@ -270,7 +282,7 @@ def record_case(case: Case, path: Path, changes: dict[str, Any] | None = None) -
 def replay_case(case: Case, path: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     from auditor import replay
 
-    with replay(path, model=case.model, optimizer=case.optimizer) as run:
+    with replay(path, model=placed(case), optimizer=case.optimizer) as run:
         loop(case, run)
     return run.verdict.to_json()
 
