@@ -147,12 +147,12 @@ def sanitizer(device: str, tiny: bool) -> None:
 
 
 PARTS = {
-    "doctor": Part("The machine", 60, doctor),
-    "kernels": Part("Every kernel's bits against the host's", 90, kernels),
-    "zoo": Part("Models trained there and audited here, and the other way round", 150, zoo),
-    "paper": Part("The paper's runs", 150, paper),
-    "speed": Part("Speed", 90, speed),
-    "sanitizer": Part("compute-sanitizer", 100, sanitizer),
+    "doctor": Part("The machine", 40, doctor),
+    "kernels": Part("Every kernel's bits against the host's", 60, kernels),
+    "zoo": Part("Models trained there and audited here, and the other way round", 120, zoo),
+    "paper": Part("The paper's runs", 120, paper),
+    "speed": Part("Speed", 70, speed),
+    "sanitizer": Part("compute-sanitizer", 70, sanitizer),
 }
 
 

@@ -9,7 +9,7 @@ rm -rf .gpu-venv .gpu-site .gpu-build
 "$python" -m pip install --quiet --no-index --no-deps --target .gpu-site .gpu-wheels/*.whl
 # the machine's own Python may be a virtual environment, whose packages another one does not see
 "$python" -m venv --without-pip .gpu-venv
-printf '%s\n%s\n%s\n' "$PWD" "$PWD/.gpu-site" "$site" > "$(.gpu-venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vtrain.pth"
+printf '%s\n%s\nimport site; site.addsitedir("%s")\n' "$PWD" "$PWD/.gpu-site" "$site" > "$(.gpu-venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vtrain.pth"
 CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) "$python" -m pip wheel --quiet --no-index --no-build-isolation --no-deps --wheel-dir .gpu-build .
 "$python" - <<'PY'
 import glob, zipfile
@@ -18,4 +18,4 @@ for name in wheel.namelist():
     if name.startswith("vtrain/kernels/_host"):
         wheel.extract(name, ".")
 PY
-.gpu-venv/bin/python -c 'import vtrain.kernels; print("built:", vtrain.kernels.variant())'
+.gpu-venv/bin/python -c 'import trainer.loop, auditor.audit.loop, zarr, jinja2, vtrain.kernels; print("built:", vtrain.kernels.variant())'
