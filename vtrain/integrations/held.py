@@ -16,7 +16,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from vtrain.engine.state import attributes, nest
-from vtrain.errors import StateError
 
 
 class Held:
@@ -42,7 +41,7 @@ class Held:
 
     def state_dict(self) -> dict[str, Any]:
         """The attributes by name; those that can't be kept are left out."""
-        return {n: v for n, v in self._values() if attributes.print_of(v) != self._begun.get(n) and _keepable(v)}
+        return {n: v for n, v in self._values() if attributes.print_of(v) != self._begun.get(n) and nest.keepable(v)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put them back."""
@@ -55,15 +54,6 @@ def _counts(value: Any) -> bool:
         return True
     is_nest = isinstance(value, torch.Tensor | list | tuple | dict)
     return is_nest and any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
-
-
-def _keepable(value: Any) -> bool:
-    try:
-        for _ in nest.flatten("", value):
-            pass
-    except StateError:
-        return False
-    return True
 
 
 def _assigned_by(kind: type) -> frozenset[str]:

@@ -82,7 +82,7 @@ class AuxiliaryState:
                 raise StateError(
                     f"the state_dict() of extra[{name!r}], a {kind.__module__}.{kind.__qualname__}: {error}"
                 ) from error
-        groups = [{k: v for k, v in g.items() if k != "params" and _keepable(v)} for g in self._groups()]
+        groups = [{k: v for k, v in g.items() if k != "params" and nest.keepable(v)} for g in self._groups()]
         return found | dict(nest.flatten("groups", groups))
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ class AuxiliaryState:
         return {
             path: value
             for path, value in attributes.values(self._loop.model)
-            if attributes.print_of(value) != self._begun.get(path) and _keepable(value)
+            if attributes.print_of(value) != self._begun.get(path) and nest.keepable(value)
         }
 
     def _thawed(self) -> dict[str, bool]:
@@ -196,12 +196,3 @@ def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> set[s
 
 def _name(extra: str) -> str:
     return f"extra.{nest.quote(extra)}"
-
-
-def _keepable(value: Any) -> bool:
-    try:
-        for _ in nest.flatten("", value):
-            pass
-    except StateError:
-        return False
-    return True

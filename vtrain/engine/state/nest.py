@@ -63,6 +63,16 @@ def flatten(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor
             yield from flatten(f"{name}/{i}", part, depth + 1)
 
 
+def keepable(value: Any) -> bool:
+    """Whether a value is such a nest."""
+    try:
+        for _ in flatten("", value):
+            pass
+    except StateError:
+        return False
+    return True
+
+
 def _head(name: str, value: Any) -> tuple[str, Tensor]:
     """What a value is, and the tensor that says the rest of it."""
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iufb":
