@@ -74,7 +74,7 @@ def test_a_run_resumed_between_two_uses_is_verified(tmp_path: Path, step: int) -
 
 
 def test_what_can_not_be_kept_is_said_and_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held, "_keepable", lambda value: False)
+    monkeypatch.setattr(held.nest, "keepable", lambda value: False)
     monkeypatch.setattr(Reusing, "every", 2)
     with pytest.warns(UserWarning, match="step 4 depends on a tensor"):
         train(tmp_path / "run", Recording)
