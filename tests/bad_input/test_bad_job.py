@@ -178,6 +178,16 @@ def test_program_file(tmp_path: Path) -> None:
     assert audited(run, directory=tmp_path / "programs").verified
 
 
+def test_an_optimizer_that_refuses_the_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: torch.optim.Optimizer) -> None:
+        raise RuntimeError("it does not support such gradients")
+
+    for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        monkeypatch.setattr(kind, "step", step)
+    with pytest.raises(ProgramError, match=r"program.py:make.*RuntimeError: it does not support"):
+        train_program(tmp_path, GOOD)
+
+
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_bad_program(tmp_path: Path, case: str) -> None:
     source, text = PROGRAMS[case]

@@ -198,7 +198,8 @@ class Task:
             total = loss.detach() if total is None else total + loss.detach()
         if train.clip_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-        optimizer.step()
+        with program_errors(self.job.program):  # it may refuse what the program's gradients are, such as sparse
+            optimizer.step()
         optimizer.zero_grad()
         assert total is not None
         return total
