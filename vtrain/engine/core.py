@@ -47,8 +47,9 @@ class Engine:
         seed: of all random numbers, below 2^128.
 
     Attributes:
-        chain: whether products and convolutions are canonical.
-        wide_chain: whether their chains are accumulated in float64.
+        chain: whether products and convolutions are canonical chains.
+        wide_chain: whether these are accumulated in float64.
+        integer: whether products and convolutions are canonical, of exact integers.
         canonical: whether other operations are, where there is a kernel for them.
         seen: called with each operation that a program does, its operands and results; None for nobody.
         own: the generators of the step that is under way.
@@ -58,7 +59,8 @@ class Engine:
 
     def __init__(self, listener: Listener, policy: Policy, seed: int | str) -> None:
         float32_format = policy.format
-        self.chain, self.wide_chain = policy.matmul != "logged", policy.matmul == "chain64"
+        self.chain, self.wide_chain = policy.matmul in ("chain", "chain64"), policy.matmul == "chain64"
+        self.integer = policy.matmul == "integer"
         self.canonical = policy.other == "canonical"
         self.listener = listener
         self.policy = policy
