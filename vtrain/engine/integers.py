@@ -1,8 +1,8 @@
 """Exact products of fixed-point numbers: the canonical order of arithmetic that has no order (numerics §10).
 
-Each row of the left factor and each column of the right one is scaled by a power of two and rounded to integers of two
-or three signed bytes; the integers' products are summed exactly, and what comes out is a float64 that every format's one
-rounding takes for the exact sum. ``vtrain.rounding.fixed`` has the definition for single elements.
+Each row of the left factor and each column of the right one is scaled by a power of two and rounded to integers of
+two or three signed bytes; the integers' products are summed exactly, and what comes out is a float64 that every
+format's one rounding takes for the exact sum. ``vtrain.rounding.fixed`` has the definition for single elements.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def sticky(total: Tensor) -> Tensor:
     """int64 as float64: exact below 2^53; above, a number on the same side of every rounding to 42 bits or fewer.
 
     The lowest 10 bits become one, "not zero", in the place above them (Boldo and Melquiond 2008, rounding to odd): the
-    boundaries of such a rounding are even multiples of 2^10, and the result is an odd one exactly where the sum is none.
+    boundaries of such a rounding are even multiples of 2^10, and the result is an odd one where the sum is no multiple.
     """
     if total.numel() == 0 or int(total.abs().amax()) < 1 << 53:
         return total.to(F64)
@@ -142,7 +142,7 @@ class Product:
         return float(norms[0]) * float(norms[1]) < _EXACT * _MARGIN
 
     def value(self) -> Tensor:
-        """The sum as a float64 that rounds as it does, ``(batch, m, n)``; dead at the next use of the scratch memory."""
+        """The sum as a float64 that rounds as it does, ``(batch, m, n)``, perhaps in scratch memory."""
         if self._words is not None:
             y = self._words.value()
         elif self._total is not None:

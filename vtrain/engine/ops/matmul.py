@@ -122,9 +122,7 @@ def chain(
     return y if a.dim() == 3 else y[0]
 
 
-def integer(
-    engine: Engine, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, part: str
-) -> Tensor:
+def integer(engine: Engine, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, part: str) -> Tensor:
     """``product`` of exact integers; with a factor or a bias rounded to float32 first, then an operation each."""
     y = integer_sum(engine, a, b)
     plus = None if bias is None or beta == 0 else engine.lift(bias).expand(y.shape)
