@@ -29,13 +29,18 @@ def int_mm(a: Tensor, b: Tensor) -> Tensor:
     """
     if not a.is_cuda:
         return _with_onednn(a, b)
-    (m, k), n = a.shape, b.shape[1]
-    rows, terms, columns = max(24, m) - m, -k % 8, -n % 8
+    wide_a, wide_b = filled(a, b)
+    return torch._int_mm(wide_a.contiguous(), wide_b)[: a.shape[0], : b.shape[1]]
+
+
+def filled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands of a product with zeros around them, so that torch takes them on CUDA."""
+    rows, terms, columns = max(17, a.shape[0]) - a.shape[0], -a.shape[1] % 8, -b.shape[1] % 8
     if rows or terms:
         a = F.pad(a, (0, terms, 0, rows))
     if columns or terms:
         b = F.pad(b, (0, columns, 0, terms))
-    return torch._int_mm(a.contiguous(), b)[:m, :n]
+    return a, b
 
 
 def _with_onednn(a: Tensor, b: Tensor) -> Tensor:

@@ -168,17 +168,19 @@ class Engine:
             return torch.empty(y.shape, dtype=container(fmt), device=y.device)
         return self.listener.settle(site, y.contiguous(), scale, vary)
 
-    def fixed(self, part: str, y: torch.Tensor, fmt: Format, signed: bool = False) -> torch.Tensor:
+    def fixed(
+        self, part: str, y: torch.Tensor, fmt: Format, signed: bool = False, definition: DefinitionFn | None = None
+    ) -> torch.Tensor:
         """Round the result of a canonical kernel, in C or in float32 already; nothing is in doubt.
 
         Args:
             part, fmt, signed: as for ``settle``.
+            definition: what a referee computes single elements by, without doing the whole operation again.
         """
-        site = self._site(part, y, fmt, signed, True)
-        self.listener.canonical(site)
-        if y.dtype is F32 and fmt == FLOAT32:
-            return y
-        return round_result(y.contiguous(), fmt, signed)
+        site = self._site(part, y, fmt, signed, True, definition)
+        out = y if y.dtype is F32 and fmt == FLOAT32 else round_result(y.contiguous(), fmt, signed)
+        self.listener.canonical(site, out)
+        return out
 
     def _site(
         self, part: str, y: torch.Tensor, fmt: Format, signed: bool, canonical: bool,

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine
-from vtrain.engine.definition import Definition, DefinitionFn, dtype_name
+from vtrain.engine.definition import dtype_name
 from vtrain.engine.ops import integer_convolution
-from vtrain.engine.ops.geometry import Shape, as_2d, shape_of, transposed_shape
+from vtrain.engine.ops.geometry import Shape, as_2d, defined, shape_of, transposed_shape
 from vtrain.engine.ops.matmul import permutation, row_norms
 from vtrain.engine.ops.patches import by_channel, columns, image, unfolded
 from vtrain.engine.ops.reduction import settled_sum
@@ -26,13 +26,6 @@ from vtrain.rounding.bounds import forward_kappa, gradient_kappa
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
-
-
-def _definition(kind: str, s: Shape, c: torch.dtype, **operands: Tensor | None) -> DefinitionFn:
-    """What a convolution or one of its gradients is exactly."""
-    geometry = [s.n, s.c, s.h, s.w, s.o, s.kh, s.kw, *s.stride, *s.padding, *s.dilation, *s.out, s.groups]
-    given = {name: t for name, t in operands.items() if t is not None}
-    return lambda: Definition(kind, {"geometry": geometry, "c": dtype_name(c)}, given)
 
 
 def _simple(s: Shape) -> bool:
@@ -124,7 +117,7 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
         return other
 
     compute(y, None)
-    exactly = _definition("convolution", s, c, x=x, weight=weight, bias=bias)
+    exactly = defined("convolution", s, dtype_name(c), x=x, weight=weight, bias=bias)
     y = engine.settle(part, y, scale, engine.format(x.dtype), vary, definition=exactly)
     return y.view(s.n, s.o, *s.out)
 
@@ -165,7 +158,7 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
         return other
 
     compute(y, None)
-    exactly = _definition("input_gradient", s, c, grad=grad, weight=weight)
+    exactly = defined("input_gradient", s, dtype_name(c), grad=grad, weight=weight)
     return engine.settle(part, y, scale, engine.format(grad.dtype), vary, definition=exactly)
 
 
@@ -203,7 +196,7 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
         return other
 
     compute(y, False)
-    exactly = _definition("weight_gradient", s, c, grad=grad, x=x)
+    exactly = defined("weight_gradient", s, dtype_name(c), grad=grad, x=x)
     y = engine.settle(part, y, scale, engine.format(grad.dtype), vary, definition=exactly)
     return y.view(s.o, cg, s.kh, s.kw)
 

@@ -11,10 +11,10 @@ from vtrain.engine import integers
 from vtrain.engine.carriers import carrier
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.listener import round_result
-from vtrain.engine.ops.geometry import Shape
+from vtrain.engine.ops.geometry import Shape, defined
 from vtrain.engine.ops.patches import by_channel, columns
 from vtrain.rounding.fixed import LONGEST, digits_for
-from vtrain.rounding.formats import FLOAT32
+from vtrain.rounding.formats import FLOAT32, Format
 
 Tensor = torch.Tensor
 
@@ -24,7 +24,13 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
     y = _sums(engine, x, weight, s)
     if bias is not None:
         y = round_result(y, FLOAT32).add_(engine.lift(bias).view(1, -1, 1, 1))
-    return engine.fixed(part, y, engine.format(x.dtype), signed=True)
+    fmt = engine.format(x.dtype)
+    exactly = defined("convolution", s, _c(fmt), x=x, weight=weight, bias=bias)
+    return engine.fixed(part, y, fmt, signed=True, definition=exactly)
+
+
+def _c(fmt: Format) -> str:
+    return f"integer{digits_for(fmt)}"
 
 
 def _sums(engine: Engine, x: Tensor, weight: Tensor, s: Shape) -> Tensor:
@@ -59,7 +65,9 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
     turned = weight.reshape(g, og, cg, s.kh, s.kw).flip(3, 4).transpose(1, 2).reshape(s.c, og, s.kh, s.kw)
     back = replace(s, c=s.o, h=sizes[0], w=sizes[1], o=s.c, stride=(1, 1), padding=(0, 0), out=(s.h, s.w))
     y = _sums(engine, spread[:, :, cut[0], cut[1]], turned, back)
-    return engine.fixed(part, y, engine.format(grad.dtype), signed=True)
+    fmt = engine.format(grad.dtype)
+    exactly = defined("input_gradient", s, _c(fmt), grad=grad, weight=weight)
+    return engine.fixed(part, y, fmt, signed=True, definition=exactly)
 
 
 def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str) -> Tensor:
@@ -87,4 +95,6 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
     if not found.finite:
         whole = columns(engine, x, s, F32, "columns").view(g, s.depth, -1)
         y = integers.specials(y, channels, whole.mT)
-    return engine.fixed(part, y.reshape(s.o, s.c // g, s.kh, s.kw), engine.format(grad.dtype), signed=True)
+    fmt = engine.format(grad.dtype)
+    exactly = defined("weight_gradient", s, _c(fmt), grad=grad, x=x)
+    return engine.fixed(part, y.reshape(s.o, s.c // g, s.kh, s.kw), fmt, signed=True, definition=exactly)

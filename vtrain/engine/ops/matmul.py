@@ -68,7 +68,7 @@ def product(
         return _finish(torch.matmul(wide_a[..., order], wide_b[..., order, :]), alpha, wide_bias, beta)
 
     def definition() -> Definition:
-        return _product_definition(a, b, bias, alpha, beta, c)
+        return _product_definition(a, b, bias, alpha, beta, dtype_name(c))
 
     return engine.settle(part, y, scale, engine.format(a.dtype), vary, definition=definition)
 
@@ -91,12 +91,10 @@ def _product_scale(y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, alpha: 
     return Scale(name, k, kappa, s.shape, full=full)
 
 
-def _product_definition(
-    a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, c: torch.dtype
-) -> Definition:
+def _product_definition(a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, c: str) -> Definition:
     """What a referee computes elements of a product by."""
     has_bias = bias is not None and beta != 0
-    params = {"alpha": float(alpha).hex(), "beta": float(beta if has_bias else 0).hex(), "c": dtype_name(c)}
+    params = {"alpha": float(alpha).hex(), "beta": float(beta if has_bias else 0).hex(), "c": c}
     batched = (a, b.mT) if a.dim() == 3 else (a[None], b.mT[None])
     operands = {"a": batched[0], "bt": batched[1]}
     return Definition("product", params, {**operands, "bias": bias} if bias is not None and has_bias else operands)
@@ -128,7 +126,9 @@ def integer(engine: Engine, a: Tensor, b: Tensor, bias: Tensor | None, alpha: fl
     plus = None if bias is None or beta == 0 else engine.lift(bias).expand(y.shape)
     if alpha != 1 or plus is not None:
         y = _finish(round_result(y, FLOAT32), alpha, plus, beta)
-    return engine.fixed(part, y, engine.format(a.dtype), signed=True)
+    fmt = engine.format(a.dtype)
+    exactly = lambda: _product_definition(a, b, bias, alpha, beta, f"integer{digits_for(fmt)}")  # noqa: E731
+    return engine.fixed(part, y, fmt, signed=True, definition=exactly)
 
 
 def integer_sum(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
