@@ -48,7 +48,7 @@ def same(found: Tensor, wanted: Tensor) -> None:
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each carrier in turn; where this processor's bytes saturate, torch multiplies them one by one."""
     if request.param == "int8" and not carriers.int8_is_exact(CPU):
-        monkeypatch.setattr(carriers, "_with_onednn", lambda a, b: (a.double() @ b.double()).to(torch.int32))
+        monkeypatch.setattr(carriers, "_with_onednn", lambda a, b, ready: (a.double() @ b.double()).to(torch.int32))
     for module in ("matmul", "integer_convolution"):
         monkeypatch.setattr(f"vtrain.engine.ops.{module}.carrier", lambda device: request.param)
     return request.param
@@ -232,7 +232,7 @@ def test_integers_are_exact() -> None:
 
 # ---- what multiplies ------------------------------------------------------------------------------------------------
 def test_a_product_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def saturating(a: Tensor, b: Tensor) -> Tensor:
+    def saturating(a: Tensor, b: Tensor, ready: Tensor | None = None) -> Tensor:
         """Pairs of bytes with the left one moved by 128, in 16 bits (pmaddubsw), and the move taken back."""
         a, k = a.int() + 128, a.shape[1]
         pairs = [a[:, i : i + 2] @ b[i : i + 2].int() for i in range(0, k, 2)]

@@ -22,15 +22,18 @@ VARIABLE = "VTRAIN_INTEGER"
 _SHAPES = ((64, 256, 64), (17, 33, 19), (128, 1024, 32), (1, 64, 8), (40, 4096, 24))
 
 
-def int_mm(a: Tensor, b: Tensor) -> Tensor:
+def int_mm(a: Tensor, b: Tensor, ready: Tensor | None = None) -> Tensor:
     """a @ b of signed bytes ``(m, k)``, ``(k, n)``, in int32; exact while k * 2^14 is below 2^31.
 
-    On CUDA torch wants more than 16 rows and multiples of 8 otherwise: zeros fill up.
+    ``ready`` is memory that the result may lie in: on a CPU fresh memory costs more than what is done with it.
+
+    On CUDA torch wants more than 16 rows and multiples of 8 otherwise: zeros fill up. There the right factor's columns
+    lie in memory one after the other, which every generation's matrix units take.
     """
     if not a.is_cuda:
-        return _with_onednn(a, b)
+        return _with_onednn(a, b, ready)
     wide_a, wide_b = filled(a, b)
-    return torch._int_mm(wide_a.contiguous(), wide_b)[: a.shape[0], : b.shape[1]]
+    return torch._int_mm(wide_a.contiguous(), wide_b.t().contiguous().t())[: a.shape[0], : b.shape[1]]
 
 
 def filled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,12 +46,12 @@ def filled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _with_onednn(a: Tensor, b: Tensor) -> Tensor:
+def _with_onednn(a: Tensor, b: Tensor, ready: Tensor | None) -> Tensor:
     """The product with oneDNN, which steps switch off for layers: without it torch multiplies one by one."""
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(True)
     try:
-        return torch._int_mm(a, b)
+        return torch._int_mm(a, b) if ready is None else torch._int_mm(a, b, out=ready)
     finally:
         torch._C._set_mkldnn_enabled(before)
 

@@ -85,7 +85,7 @@ class Product:
     """The exact sum of products of fixed-point numbers, whose terms may come in parts.
 
     Args:
-        work: scratch memory; uses the names ``a``, ``b`` and ``y``.
+        work: scratch memory; dead are its ``a``, ``b``, ``y``, ``total``, ``weight`` and ``bytes``.
         top_a: largest magnitudes of the left factor's rows, ``(batch, m, 1)`` float64.
         top_b: of the right one's columns, ``(batch, 1, n)``.
         digits: signed bytes of each number.
@@ -114,13 +114,13 @@ class Product:
     def _add(self, a: Tensor, b: Tensor, only: bool) -> None:
         a, b = self._fixed("a", a, self._a), self._fixed("b", b, self._b)
         if self._carrier == "int8":
-            total = _by_bytes(a, b, self._digits)
+            total = _by_bytes(self._work, a, b, self._digits)
         elif only and self._one_product(a, b):
             y = self._work.get("y", (*a.shape[:2], b.shape[2]), F64, a.device)
             self._y = torch.bmm(a, b, out=y)
             return
         else:
-            total = _by_float64(a, b)
+            total = _by_float64(self._work, a, b)
         if only:
             self._total = total
         elif self._words is None:
@@ -155,42 +155,41 @@ class Product:
         return y.add_(0.0).mul_(power(-self._a)).mul_(power(-self._b))  # + 0: the zero of a sum is +0
 
 
-def _by_float64(a: Tensor, b: Tensor) -> Tensor:
+def _by_float64(work: Workspace, a: Tensor, b: Tensor) -> Tensor:
     """Two products, with the right factor cut into parts of 12 bits: partial sums below 2^23 * 2^12 * CHUNK = 2^50."""
-    high = (b * 2.0**-12).round_()
-    low = b - high * 4096.0
-    return torch.bmm(a, high).to(I64).mul_(4096).add_(torch.bmm(a, low).to(I64))
+    shape = (*a.shape[:2], b.shape[2])
+    y, total, low = (work.get(name, shape, t, a.device) for name, t in (("y", F64), ("total", I64), ("weight", I64)))
+    high = torch.mul(b, 2.0**-12, out=work.like("high", b, F64)).round_()
+    total.copy_(torch.bmm(a, high, out=y)).mul_(4096)
+    return total.add_(low.copy_(torch.bmm(a, b.sub_(high, alpha=4096.0), out=y)))
 
 
-def _by_bytes(a: Tensor, b: Tensor, digits: int) -> Tensor:
-    """Products of signed bytes; those of one weight are one product, as their bytes lie side by side."""
-    left, right = _bytes(a, digits, False), _bytes(b.mT, digits, True)
-    batch, m, n, k = a.shape[0], a.shape[1], b.shape[2], a.shape[2]
-    total = torch.empty((batch, m, n), dtype=I64, device=a.device)
-    for i in range(batch):
-        y = total[i]
+def _by_bytes(work: Workspace, a: Tensor, b: Tensor, digits: int) -> Tensor:
+    """Products of signed bytes, the sums of one weight in 32 bits, all of them in 64."""
+    left, right = _bytes(a, digits), _bytes(b, digits)
+    shape, device = (*a.shape[:2], b.shape[2]), a.device
+    total, wide = work.get("total", shape, I64, device), work.get("weight", shape[1:], I64, device)
+    ready = [work.get(f"bytes{i}", shape[1:], torch.int32, device) for i in range(2)]
+    for i in range(shape[0]):
         for weight in reversed(range(2 * digits - 1)):
-            first, last = max(0, weight - digits + 1), min(digits - 1, weight)
-            # left has its bytes ascending, right descending: first..last by weight - first..weight - last
-            at, of = k * first, k * (digits - 1 - weight + first)
-            length = k * (last - first + 1)
-            part = int_mm(left[i][:, at : at + length], right[i][:, of : of + length].t())
+            pairs = range(max(0, weight - digits + 1), min(digits - 1, weight) + 1)
+            part = int_mm(left[pairs[0]][i], right[weight - pairs[0]][i], ready[0])
+            for p in pairs[1:]:
+                part += int_mm(left[p][i], right[weight - p][i], ready[1])
             if weight == 2 * digits - 2:
-                y.copy_(part)
+                total[i].copy_(part)
             else:
-                y.mul_(256).add_(part)
+                total[i].bitwise_left_shift_(DIGIT_BITS).add_(wide.copy_(part))
     return total
 
 
-def _bytes(x: Tensor, digits: int, descending: bool) -> Tensor:
-    """Integers ``(batch, rows, k)`` as signed bytes ``(batch, rows, digits * k)``, the least first or last."""
-    batch, rows, k = x.shape
-    out = torch.empty((batch, rows, digits, k), dtype=torch.int8, device=x.device)
-    rest = x.to(torch.int32)
-    for d in range(digits):
-        out[:, :, digits - 1 - d if descending else d].copy_(rest)  # the lowest 8 bits, as two's complement
-        rest = (rest + 128) >> 8
-    return out.view(batch, rows, digits * k)
+def _bytes(x: Tensor, digits: int) -> list[Tensor]:
+    """Integers as signed bytes, the least first, in x's order in memory."""
+    rest, found = x.to(torch.int32), []
+    for _ in range(digits):
+        found.append(rest.to(torch.int8))  # the lowest 8 bits, as two's complement
+        rest = rest.add_(128).bitwise_right_shift_(8)
+    return found
 
 
 def product(work: Workspace, a: Tensor, b: Tensor, digits: int, carrier: str) -> Tensor:
