@@ -91,6 +91,15 @@ def float64_is_exact(device: torch.device) -> bool:
     return True
 
 
+def note(device: torch.device) -> str:
+    """What multiplies on a device under ``matmul="integer"``, and what that costs; for people."""
+    name = carrier(device)
+    if name == "int8":
+        return "by int8, which is exact here"
+    why = "" if int8_is_exact(device) else ", as int8 products saturate here"
+    return f"by float64{why}: slow, two to four float32 products' time; for auditing rather than for training"
+
+
 _EXACT: dict[str, Callable[[torch.device], bool]] = {"int8": int8_is_exact, "float64": float64_is_exact}
 
 
