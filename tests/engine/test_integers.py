@@ -90,6 +90,9 @@ def test_the_largest_numbers(digits: int, by: str) -> None:
         a, b = (torch.full(s, float(top)) * sign for s, sign in zip(((1, 70_000), (70_000, 1)), signs, strict=True))
         a[0, 7] -= signs[0]  # 70,000 squares of the limit, but for one: more than 2^62
         y = integers.product(Workspace(), a[None], b[None], digits, by)[0].float()
+        part = integers.product(Workspace(), a[None, :, :2001], b[None, :2001], digits, by)
+        total = sum(int(x) * int(y) for x, y in zip(a[0, :2001].tolist(), b[:2001, 0].tolist(), strict=True))
+        assert part.item() == integers.sticky(torch.tensor([total])).item()
         exact = naive.dot(a[0].tolist(), b[:, 0].tolist(), digits)
         assert y.tolist() == [[naive.round_fraction(exact, FLOAT32)]]
 
@@ -112,6 +115,7 @@ def test_words_hold_what_one_number_does_not() -> None:
     totals = g.integers(-(1 << 61), 1 << 61, (4096, 40)) >> g.integers(0, 60, (4096, 1))
     totals[:8, 1:] = 0
     totals[:8, 0] = [0, 1, -1, (1 << 53) - 1, 1 << 53, (1 << 53) + 1, -(1 << 60) - 1, (1 << 60) + (1 << 36) + 1]
+    totals[8] = [1 << 60] * 16 + [1 << 40, 1] + [0] * 22  # 2^64, half a place of float32, and a little more
     for terms in (1, 40):
         words = integers._Words.of(torch.from_numpy(totals[:, 0]))
         for i in range(1, terms):
@@ -142,6 +146,13 @@ def test_zeros_have_one_sign_and_small_numbers_their_own(by: str) -> None:
     assert y.view(torch.int32).tolist() == [
         [0, 0], [0, 0], torch.tensor([-(2.0**-100), -0.0]).view(torch.int32).tolist(), [0, 0]
     ]  # fmt: skip
+
+
+def test_a_library_s_zeros_may_be_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b, out: torch.where(bmm(a, b) == 0, -0.0, bmm(a, b, out=out)))
+    y = integers.product(Workspace(), torch.tensor([[[0.0, 0], [1, 1]]]), torch.ones(1, 2, 1), 3, "float64")
+    assert y.view(torch.int64).flatten().tolist() == [0, 0x4000 << 48]
 
 
 def test_layouts_broadcasts_and_empty_operands(by: str) -> None:
