@@ -7,6 +7,7 @@ Medians of alternating repetitions in one run, with this process's threads, and 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from vtrain import kernels
+from vtrain.engine import carriers, integers
+from vtrain.engine.listener import round_result
+from vtrain.engine.workspace import Workspace
 from vtrain.kernels import canonical
 from vtrain.rounding.formats import FLOAT32
 from vtrain.rounding.scale import Scale
@@ -43,6 +47,22 @@ def products(rounds: int) -> None:
         s = medians(rounds, {"torch": lambda a=a, b=b: a @ b, "chain": lambda a=a, b=b: canonical.product(a, b)})  # type: ignore[misc]
         rate = 2e-9 * m * n * k
         print(f"  product ({m}, {k}, {n})  {rate / s['chain']:6.0f} GFLOP/s, {s['torch'] / s['chain']:.2f} of torch's")
+
+
+def integer_products(rounds: int) -> None:
+    """Exact integers against PyTorch's float32 product and the chain, as multiples of the former's time."""
+    cpu = torch.device("cpu")
+    works = {name for name in carriers.CARRIERS if name == "float64" or carriers.int8_is_exact(cpu)}
+    scratch = Workspace()
+    for size in (256, 512, 1024):
+        a, b = torch.randn(1, size, size), torch.randn(1, size, size)
+        ways: dict[str, Work] = {"torch": lambda a=a, b=b: a @ b, "chain": lambda a=a, b=b: canonical.product(a, b)}  # type: ignore[misc]
+        for digits, by in itertools.product((3, 2), sorted(works)):
+            ways[f"{by}, {digits} bytes"] = lambda a=a, b=b, d=digits, by=by: round_result(  # type: ignore[misc]
+                integers.product(scratch, a, b, d, by), FLOAT32
+            )
+        s = medians(rounds, ways)
+        print(f"  integers {size}:", ", ".join(f"{name} {s[name] / s['torch']:.2f}" for name in list(ways)[1:]))
 
 
 def settle(y: torch.Tensor, out: torch.Tensor) -> None:
@@ -115,6 +135,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     print(f"kernels ({kernels.variant()}, {torch.get_num_threads()} threads)")
     products(rounds)
+    integer_products(rounds)
     bandwidth(rounds)
     scaling(rounds)
 

@@ -73,9 +73,11 @@ BENCHES = {
     for b in (
         Bench("gpt2", gpt2, tokens, language_loss, {}),
         Bench("gpt2-canonical", gpt2, tokens, language_loss, {"matmul": "chain"}),
+        Bench("gpt2-integer", gpt2, tokens, language_loss, {"matmul": "integer"}),
         Bench("gpt2-bfloat16", gpt2, tokens, language_loss, {"target": "bfloat16"}),
         Bench("resnet18", resnet18, images, image_loss, {}),
         Bench("resnet18-canonical", resnet18, images, image_loss, {"matmul": "chain"}),
+        Bench("resnet18-integer", resnet18, images, image_loss, {"matmul": "integer"}),
     )
 }
 

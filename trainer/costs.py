@@ -14,7 +14,7 @@ import torch
 
 from trainer.listener import Recorder
 from trainer.logsize import log_bytes
-from vtrain.engine import state
+from vtrain.engine import carriers, state
 from vtrain.engine.jobs.task import Task, complete
 from vtrain.engine.loops.loop import Loop, StepEnd
 from vtrain.engine.seeded import seeded
@@ -26,6 +26,7 @@ from vtrain.store.atomic import write_bytes
 # What is compared: how products are done, and of logged ones how wide doubt is.
 CANDIDATES: tuple[dict[str, str], ...] = (
     {"matmul": "logged"}, {"matmul": "logged", "threshold": "adaptive"}, {"matmul": "chain"}, {"matmul": "chain64"},
+    {"matmul": "integer"},
 )  # fmt: skip
 _NEAR = 1.05  # times that differ by less are one, and the smaller log decides
 
@@ -178,6 +179,12 @@ def table(costs: list[Cost]) -> list[list[str]]:
         size = f"{cost.bytes / 1000:,.1f} kB" if cost.policy else "-"
         rows.append([cost.name, f"{cost.seconds:.3f}", f"{cost.seconds / plain:.2f}", size])
     return rows
+
+
+def integer_note(costs: list[Cost]) -> str:
+    """How integer products are done here, where they were measured; else empty."""
+    measured = any(cost.policy.get("matmul") == "integer" and not cost.why for cost in costs)
+    return f'matmul = "integer" multiplies {carriers.note(torch.device("cpu"))}' if measured else ""
 
 
 def threads() -> str:

@@ -79,7 +79,7 @@ class Recorder:
         _check_found(site, found)
         return round_result(y, site.fmt, site.signed)
 
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         """Nothing to log."""
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:

@@ -66,7 +66,7 @@ class Reference:
         self._samples[f"site_{site.seq}"] = _picked(y).numpy().copy()
         return self._recorder.settle(site, y, scale, vary)
 
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         """Nothing to compare: canonical results have one value."""
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
@@ -110,7 +110,7 @@ class Comparison:
         ratio = largest_ratio(_picked(y) - reference, _picked(scale.dense(y)))
         self.calibration.merge(calibration_key(scale.kind, scale.length, dtype_name(y.dtype)), ratio)
 
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         """Nothing to compare: canonical results have one value."""
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:

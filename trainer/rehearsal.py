@@ -36,7 +36,7 @@ class _Again:
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         return self._decisions.settle(site, y, scale)[0]
 
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         pass
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:

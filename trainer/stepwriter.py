@@ -77,7 +77,7 @@ class StepWriter:
         """Round y and log the elements in doubt."""
         return self._recorder.settle(site, y, scale, vary)
 
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         """Nothing to log."""
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:

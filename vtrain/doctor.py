@@ -8,6 +8,7 @@ import click
 
 from vtrain import children
 from vtrain.console import machine_options, print_json
+from vtrain.errors import BackendError
 from vtrain.profiles import PROFILES
 
 _PROBE = "import torch; print(torch.backends.cpu.get_cpu_capability())"
@@ -19,6 +20,21 @@ def imitable() -> dict[str, str]:
     for name in PROFILES:
         done = children.run("-c", _PROBE, profile=name, capture_output=True)
         found[name] = done.stdout.strip() or "fails"
+    return found
+
+
+def integer_products() -> dict[str, str]:
+    """What multiplies under ``matmul="integer"``, by device, or why nothing does."""
+    import torch
+
+    from vtrain.engine.carriers import note
+
+    found = {}
+    for name in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))):
+        try:
+            found[name] = note(torch.device(name))
+        except BackendError as error:
+            found[name] = str(error)
     return found
 
 
@@ -37,13 +53,15 @@ def doctor(as_json: bool) -> None:
     """
     from vtrain.engine.backend import arithmetic_report, environment
 
-    here, kept, profiles = environment(), arithmetic_report(), imitable()
+    here, kept, profiles, integers = environment(), arithmetic_report(), imitable(), integer_products()
     if as_json:
-        print_json({"environment": here, "arithmetic": kept, "profiles": profiles})
+        print_json({"environment": here, "arithmetic": kept, "profiles": profiles, "integerProducts": integers})
     else:
         for key, value in here.items():
             click.echo(f"{key:16} {value if value != [] else 'none'}")
         click.echo("profiles         " + ", ".join(f"{name} ({isa})" for name, isa in profiles.items()))
+        for device, text in integers.items():
+            click.echo(f"integer products {device}: {text}")
         for name, ok in kept.items():
             click.echo(f"{'ok    ' if ok else 'BROKEN'}  {name}")
     sys.exit(0 if all(kept.values()) else 4)

@@ -43,7 +43,8 @@ class Policy(Frozen):
             bfloat16 or float16 themselves keep their own format.
         bits: significant bits of a ``float32`` target, 8..24.
         matmul: how matrix products and convolutions are done. ``logged``: computed in C and settled; ``chain``:
-            canonical, one chain of fused multiply-adds an element in float32; ``chain64``: the same in float64.
+            canonical, one chain of fused multiply-adds an element in float32; ``chain64``: the same in float64;
+            ``integer``: canonical, fixed-point numbers multiplied and added as integers, exactly, by any library.
         other: how sums, functions and what is made of them are done: ``canonical`` where there is a canonical kernel
             (no log), or ``logged``.
         threshold: ``certified``, ``mixed``, ``adaptive``, ``statistical``, ``off``, or a number: tau itself. Default:
@@ -59,7 +60,7 @@ class Policy(Frozen):
 
     target: Literal["float32", "bfloat16", "float16"] = "float32"
     bits: int = 24
-    matmul: Literal["logged", "chain", "chain64"] = "logged"
+    matmul: Literal["logged", "chain", "chain64", "integer"] = "logged"
     other: Literal["logged", "canonical"] = "canonical"
     threshold: str | float | int | None = None
     encoding: Literal["auto", "sparse", "ternary"] = "auto"

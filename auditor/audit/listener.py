@@ -180,7 +180,7 @@ class Replayer:
         return out.copy_(torch.from_numpy(words.view(np.uint8)).view(out.dtype).view(out.shape))
 
     @_final
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         """Compare the site: with the same sites and the same inputs, the bits are the same."""
         self._same_site(site)
         self.counts.canonical += math.prod(site.shape)

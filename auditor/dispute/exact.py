@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from auditor.dispute.terms import Index, Terms
+from auditor.dispute.terms import INTEGERS, Index, Terms
 from vtrain.errors import ProofError
 from vtrain.rounding.bounds import INFLATE, UNDERFLOW, U
-from vtrain.rounding.formats import Format
+from vtrain.rounding.fixed import dot
+from vtrain.rounding.formats import FLOAT32, Format
 from vtrain.rounding.naive import ordered, round_fraction
 
 Read = Callable[[str, Index], np.ndarray]  # operand's name, flat indices -> values as float64
@@ -50,6 +51,8 @@ def evaluate(kind: str, params: Mapping[str, Any], found: Terms, read: Read) -> 
     """
     if kind == "function":
         return _function_value(params, float(read(*found.left)[0]), found.kappa)
+    if found.c in INTEGERS:
+        return _integer_value(found, read)
     left = read(*found.left)
     with np.errstate(invalid="ignore"):
         values = left if found.right is None else left * read(*found.right)  # exact: at most 48 bits, above 2^-300
@@ -60,6 +63,24 @@ def evaluate(kind: str, params: Mapping[str, Any], found: Terms, read: Read) -> 
     value = factor * exact_sum(values) + found.beta * Fraction(bias)
     scale = abs(factor) * _scale(kind, found, values, left, read) + abs(found.beta * Fraction(bias))
     return Exact(value, _bound(found.kappa, found.c, scale))
+
+
+def _integer_value(found: Terms, read: Read) -> Exact:
+    """An element of ``matmul="integer"``, which has one value and no bound (numerics §10)."""
+    assert found.right is not None
+    left, right = read(*found.left), read(*found.right)
+    row = right if found.row is None else read(*found.row)
+    largest = float(np.abs(row[np.isfinite(row)]).max(initial=0.0))
+    y: Fraction | float = dot(left, right, INTEGERS[found.c], (0.0, largest))
+    if np.isfinite(row).sum() - np.isfinite(right).sum() < row.size - right.size:
+        y = math.nan  # an infinity or NaN that meets a zero
+    if found.alpha == 1 and found.bias is None:
+        return Exact(y, Fraction(0))
+    with np.errstate(all="ignore"):
+        single = np.float32(round_fraction(y, FLOAT32)) * np.float32(float(found.alpha))
+        if found.bias is not None:
+            single = single + np.float32(read(*found.bias)[0]) * np.float32(float(found.beta))
+    return Exact(float(single), Fraction(0))
 
 
 def _scale(kind: str, found: Terms, values: np.ndarray, left: np.ndarray, read: Read) -> Fraction:

@@ -36,7 +36,7 @@ class _Deterministic:
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         raise UnsupportedError(f"{site}: is logged, so that doing the operation again does not give its bits")
 
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         pass
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:

@@ -214,7 +214,7 @@ def parse_site(text: str) -> tuple[str, Format, tuple[int, ...]]:
         ProofError: it has none.
     """
     name, _, rest = text.partition(" ")
-    form, bracket, dims = rest.partition("[")
+    form, bracket, dims = rest.removeprefix("canonical ").partition("[")
     try:
         shape = tuple(int(n) for n in dims.removesuffix("]").split(",") if n.strip())
         found = format_by_name(form)

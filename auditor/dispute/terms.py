@@ -27,6 +27,7 @@ from vtrain.rounding.bounds import (
 
 Index = np.ndarray
 MAX_TERMS = 1 << 24
+INTEGERS = {f"integer{digits}": digits for digits in (2, 3)}  # of exact integers of so many signed bytes (numerics §10)
 FUNCTIONS = frozenset(
     """
     exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh
@@ -43,7 +44,7 @@ class Terms:
         left, right: operand and flat indices of each factor; right is None where the terms are single numbers.
         bias: operand and flat index; None without.
         alpha, beta, divisor: exact.
-        kappa, c: certified constant, and dtype name of the type that it was computed in.
+        kappa, c: certified constant, and dtype name of the type that it was computed in, or one of ``INTEGERS``.
         row: what the norm of the right factor is of in the error scale, where that is more than ``right``: a
             convolution's scale takes whole rows, also where a part of them meets padding.
     """
@@ -100,8 +101,13 @@ def _want(truth: bool, what: str) -> None:
 
 
 def _c(params: Mapping[str, Any]) -> str:
-    _want(params["c"] in U, f"c is {str(params['c'])[:20]!r}")
+    _want(params["c"] in U or params["c"] in INTEGERS, f"c is {str(params['c'])[:20]!r}")
     return str(params["c"])
+
+
+def _certified(kappa: Callable[[int, str], float], count: int, params: Mapping[str, Any]) -> float:
+    """A sum's constant; 0 of integers, which are exact."""
+    return 0.0 if _c(params) in INTEGERS else kappa(count, _c(params))
 
 
 def _product(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element: int) -> Terms:
@@ -113,13 +119,13 @@ def _product(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], ele
     i, j = divmod(rest, n)
     k_range = np.arange(k)
     alpha, beta = _number(params["alpha"]), _number(params["beta"])
-    _want(_c(params) == "float64" or fit_float32(float(alpha), float(beta)), "factors that float32 has no bound for")
+    _want(_c(params) != "float32" or fit_float32(float(alpha), float(beta)), "factors that float32 has no bound for")
     bias = None
     if "bias" in shapes:
         bias = ("bias", np.array([_broadcast(shapes["bias"], (batch, m, n), (b, i, j))]))
     return Terms(
-        ("a", (b * m + i) * k + k_range), ("bt", (b * n + j) * k + k_range), product_kappa(k, _c(params)), _c(params),
-        bias, alpha, beta,
+        ("a", (b * m + i) * k + k_range), ("bt", (b * n + j) * k + k_range), _certified(product_kappa, k, params),
+        _c(params), bias, alpha, beta,
     )  # fmt: skip
 
 
@@ -201,7 +207,7 @@ def _convolution(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...],
     bias = ("bias", np.array([o])) if "bias" in shapes else None
     depth = g.cg * g.kh * g.kw
     row = ("weight", o * depth + np.arange(depth))
-    kappa, beta = forward_kappa(depth, _c(params)), Fraction(int(bias is not None))
+    kappa, beta = _certified(forward_kappa, depth, params), Fraction(int(bias is not None))
     return Terms(("x", read), ("weight", weight), kappa, _c(params), bias, beta=beta, row=row)
 
 
@@ -219,7 +225,7 @@ def _input_gradient(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ..
     o = c // g.cg * g.og + o
     read = _flat((g.n, g.o, g.oh, g.ow), n, o, y, x)
     weight = _flat((g.o, g.cg, g.kh, g.kw), o, c % g.cg, ky, kx)
-    kappa = gradient_kappa(g.og * g.kh * g.kw, _c(params))
+    kappa = _certified(gradient_kappa, g.og * g.kh * g.kw, params)
     return Terms(("grad", read), ("weight", weight), kappa, _c(params), row=row)
 
 
@@ -236,7 +242,7 @@ def _weight_gradient(params: Mapping[str, Any], shapes: Any, shape: tuple[int, .
     n, y, x, iy, ix = (i[inside] for i in (n, y, x, iy, ix))
     read = _flat((g.n, g.c, g.h, g.w), n, o // g.og * g.cg + c, iy, ix)
     grad = _flat((g.n, g.o, g.oh, g.ow), n, o, y, x)
-    kappa = gradient_kappa(g.n * g.oh * g.ow, _c(params))
+    kappa = _certified(gradient_kappa, g.n * g.oh * g.ow, params)
     return Terms(("x", read), ("grad", grad), kappa, _c(params), row=row)
 
 

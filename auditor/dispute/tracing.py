@@ -119,12 +119,16 @@ class Tracer(Replayer):
             self._site(site, out, log, lambda: doubt_of(y, scale()))
         return out
 
-    def canonical(self, site: Site) -> None:
-        """An event without tensors: the operation around it has them."""
-        if self.sink is not None and self.sink.wants():
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
+        """An event; without tensors, as the operation around it has them, unless elements have a definition."""
+        if self.sink is None or not self.sink.wants():
+            return
+        if site.definition is not None:
+            self._site(site, out, None)
+        else:
             self.sink.event(Event("site", str(site), {"seq": site.seq, "signed": site.signed}), {}, {})
 
-    def _site(self, site: Site, out: torch.Tensor, log: Mapping[str, bytes] | None, doubt: Doubt) -> None:
+    def _site(self, site: Site, out: torch.Tensor, log: Mapping[str, bytes] | None, doubt: Doubt | None = None) -> None:
         assert self.sink is not None
         definition = None if site.definition is None else site.definition()
         if definition is not None and definition.kind == "function" and definition.params["name"] not in FUNCTIONS:

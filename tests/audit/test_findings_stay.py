@@ -204,7 +204,7 @@ def test_every_listener_call_repeats_it(tmp_path: Path) -> None:
     for call in (
         lambda: replayer.begin_step(0, {}),
         lambda: replayer.scalar(0, 0, 1.0),
-        lambda: replayer.canonical(None),
+        lambda: replayer.canonical(None, None),
     ):
         with pytest.raises(Refuted) as again:
             call()

@@ -102,6 +102,7 @@ def test_doctor_says_where_it_runs() -> None:
         assert done.returncode == 0
         assert found["environment"]["profile"] == name
         assert all(found["arithmetic"].values())
+        assert found["integerProducts"]["cpu"].startswith("by float64" if name == "baseline" else "by ")
         assert found["profiles"]["baseline"] in ("DEFAULT", "fails", "NO AVX")
 
 

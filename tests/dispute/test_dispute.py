@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -171,6 +172,44 @@ def audit_with_broken_hardware() -> None:
 def test_both_can_be_wrong() -> None:
     found = challenger(honest(), changed(4, PRODUCT, ulps(7, 1)), changed(4, PRODUCT, ulps(7, -1))).dispute(4)
     assert found is not None and (found.result, found.wrong) == ("refuted", ("run", "other"))
+
+
+# ---- exact integers --------------------------------------------------------------------------------------------------
+def nudged(step: int, seq: int, change: Callable[[torch.Tensor], None]) -> type[Tracer]:
+    """A party that changes a canonical result."""
+
+    class Cheat(Tracer):
+        def canonical(self, site: Site, out: torch.Tensor) -> None:
+            if (site.step, site.seq) == (step, seq):
+                change(out)
+            super().canonical(site, out)
+
+    return Cheat
+
+
+@pytest.mark.parametrize("theirs,mine,wrong", [(1, 0, ("run",)), (0, -1, ("other",)), (1, 2, ("run", "other"))])
+def test_an_integer_product_is_judged_without_torch(
+    theirs: int, mine: int, wrong: tuple[str, ...], tmp_path: Path
+) -> None:
+    """By the definition, from rows and columns of the disputed elements: there is one value, and no doubt."""
+    run = make(tmp_path / "run", job(policy={"matmul": "integer"}))
+    sides = [nudged(4, PRODUCT, ulps(7, count)) for count in (theirs, mine)]
+    found = challenger(run, *sides).dispute(4)
+    assert found is not None
+    assert (found.result, found.wrong, found.operation) == (
+        "refuted", wrong, "aten.addmm.default canonical float32[8, 10]",
+    )  # fmt: skip
+    record = parse_record(found.records[0])
+    assert record.job_text is None and record.log is None and list(record.elements) == [7]
+    path = tmp_path / "record"
+    path.write_bytes(found.records[0])
+    code = (
+        "import sys; from pathlib import Path; from auditor.dispute.referee import judge; "
+        f"found = judge(Path({str(path)!r}).read_bytes()); print(found.result, *found.wrong, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["refuted", *wrong, "False"]
+    assert challenger(run).dispute(4) is None
 
 
 # ---- differences that are no rounding ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 
 from auditor.dispute.exact import Exact, evaluate, exact_sum, within
 from auditor.dispute.terms import FUNCTIONS, Index, terms
+from vtrain.engine.listener import Plain, Site
+from vtrain.engine.session import Session
 from vtrain.errors import ProofError
+from vtrain.policy import Policy
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32, Format, format_by_name, target_in_float32
 from vtrain.rounding.naive import from_ordered, ordered, round_fraction
 
@@ -259,3 +263,66 @@ def test_element_beyond_the_result() -> None:
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
 def test_formats_by_name(fmt: Format) -> None:
     assert format_by_name(fmt.name) == fmt
+
+
+# ---- exact integers -------------------------------------------------------------------------------------------------
+def rough(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Numbers of many magnitudes, so that fixed point rounds some of them."""
+    i = torch.arange(math.prod(shape)) + 1009 * seed
+    x = ((i * 2654435761 % (1 << 32)) - (1 << 31)).float() / (1 << 30) * torch.exp2((i % 23 - 11).float())
+    return x.view(shape)
+
+
+def check_integers(run: Callable[[], Any], fmt: Format, policy: dict[str, Any]) -> int:
+    """Every element of each canonical result with a definition is what the referee makes of it; how many there were."""
+    found: list[tuple[str, torch.Tensor, Any]] = []
+
+    class Listening(Plain):
+        def canonical(self, site: Site, out: torch.Tensor) -> None:
+            if site.definition is not None:
+                made = site.definition()
+                found.append((made.kind, out.clone(), (made.params, {n: t.clone() for n, t in made.operands.items()})))
+
+    with Session(Listening(), Policy(matmul="integer", **policy), 0).step(1):
+        run()
+    for kind, out, (params, operands) in found:
+        for at, y in enumerate(out.double().flatten().tolist()):
+            exact = value(kind, params, operands, list(out.shape), at)
+            assert exact.bound == 0 and within(y, exact, fmt, True), (kind, at, y, exact)
+            if math.isfinite(y):
+                assert not within(from_ordered(ordered(y, fmt) + 1, fmt), exact, fmt, True)
+    return len(found)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float32p18"])
+def test_elements_of_integer_products(name: str) -> None:
+    fmt = format_by_name(name)
+    policy = {"bits": 18} if name == "float32p18" else {}
+    dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+    a, b, bias = (rough(*shape, seed=i).to(dtype) for i, shape in enumerate(((2, 3, 40), (2, 40, 4), (4,))))
+    a[1, 2, 3], b[1, 3, 0], b[0, :, 1] = math.inf, 0.0, -0.0
+
+    def run() -> None:
+        torch.bmm(a, b)
+        torch.baddbmm(bias, a, b, alpha=0.3, beta=-0.7)
+        torch.addmm(bias, a[0], b[0])
+        torch.addmm(bias, a[0], b[0], beta=0, alpha=2)
+
+    assert check_integers(run, fmt, policy) == 4
+
+
+@pytest.mark.parametrize("g", GEOMETRIES)
+@pytest.mark.parametrize("odd", [False, True])
+def test_elements_of_integer_convolutions(g: tuple[Any, ...], odd: bool) -> None:
+    """An infinite weight meets padding: a term that is NaN."""
+    h, w, kh, kw, stride, padding, dilation, groups = g
+    x, weight, bias = rough(2, 4, h, w), rough(8, 4 // groups, kh, kw, seed=2), rough(8, seed=3)
+    if odd:
+        weight[1, 0, 0, 0], x[1, 1, 1, 1] = math.inf, -math.inf
+    leaves = x.requires_grad_(), weight.requires_grad_()
+
+    def run() -> None:
+        y = torch.nn.functional.conv2d(*leaves, bias, stride, padding, dilation, groups)
+        torch.autograd.grad(y, leaves, rough(*y.shape, seed=4))
+
+    assert check_integers(run, FLOAT32, {}) == 3

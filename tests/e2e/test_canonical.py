@@ -23,6 +23,17 @@ LOGGED = ("gpt2", "gpt2-bfloat16", "gpt2-18-bits", "bert", "llama", "t5", "resne
 REST = ("gpt2-statistical", "gpt2-ternary", "gpt2-module-in-bfloat16", "gpt2-accumulation", "vit", "resnet50",
         "convnext", "gru", "mlp-foreach")  # fmt: skip
 QUICK = [name for name in zoo.CASES if name not in REST]
+INTEGER = (
+    "gpt2",
+    "gpt2-bfloat16",
+    "gpt2-autocast",
+    "gpt2-18-bits",
+    "mixtral",
+    "resnet18",
+    "mobilenet-v3",
+    "lstm",
+    "mlp",
+)
 WIDE = ("gpt2", "gpt2-autocast", "resnet18", "mixtral")
 
 
@@ -57,6 +68,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcomes, Outcomes]:
 
 
 @pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcomes, Outcomes]:
+    return trained_and_audited(tmp_path_factory.mktemp("integers"), "matmul=integer", list(INTEGER))
+
+
+@pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcomes, Outcomes]:
     return trained_and_audited(tmp_path_factory.mktemp("logged"), "other=logged", list(LOGGED))
 
@@ -81,6 +97,15 @@ def test_canonical_runs_need_no_log(name: str, request: pytest.FixtureRequest) -
 @pytest.mark.parametrize("name", WIDE)
 def test_chains_in_float64(name: str, wide: tuple[Outcomes, Outcomes]) -> None:
     recorded, replayed = (found[name] for found in wide)
+    check(name, recorded, replayed)
+    check_empty(replayed)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", INTEGER)
+def test_exact_integers(name: str, integers: tuple[Outcomes, Outcomes]) -> None:
+    """Where this processor's products of bytes are exact, the trainer multiplies bytes and the auditor float64."""
+    recorded, replayed = (found[name] for found in integers)
     check(name, recorded, replayed)
     check_empty(replayed)
 

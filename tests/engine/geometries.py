@@ -29,6 +29,7 @@ POLICIES = {
     "default": Policy(),
     "chain": Policy(matmul="chain"),
     "chain64": Policy(matmul="chain64"),
+    "integer": Policy(matmul="integer"),
 }
 
 

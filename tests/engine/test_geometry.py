@@ -86,13 +86,14 @@ def check_bits(policy: str, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_every_machine_has_the_same_bits() -> None:
-    check_bits("chain", FEW)
+@pytest.mark.parametrize("policy", ["chain", "integer"])
+def test_every_machine_has_the_same_bits(policy: str) -> None:
+    check_bits(policy, FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("policy", ["chain", "chain64"])
+@pytest.mark.parametrize("policy", ["chain", "chain64", "integer"])
 def test_every_machine_has_the_same_bits_of_many(policy: str) -> None:
     check_bits(policy, MANY)
 
@@ -111,7 +112,7 @@ DATABASE = """
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("policy", ["logged", "chain"])
+@pytest.mark.parametrize("policy", ["logged", "chain", "integer"])
 def test_the_database_of_operators(policy: str) -> None:
     pytest.importorskip("expecttest")  # torch's own tests need it
     from torch.testing._internal.common_methods_invocations import op_db

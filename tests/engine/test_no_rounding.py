@@ -19,7 +19,12 @@ from vtrain.policy import Policy
 
 Tensor = torch.Tensor
 NAN, INF = float("nan"), float("inf")
-POLICIES = {"default": Policy(), "logged": Policy(other="logged"), "chain": Policy(matmul="chain")}
+POLICIES = {
+    "default": Policy(),
+    "logged": Policy(other="logged"),
+    "chain": Policy(matmul="chain"),
+    "integer": Policy(matmul="integer"),
+}
 G = torch.Generator().manual_seed(3)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.costs import Cost, choice, measure_costs, table, write_choice
+from trainer.costs import Cost, choice, integer_note, measure_costs, table, write_choice
 from vtrain.errors import JobError, ProgramError
 from vtrain.job import load, parse
 
@@ -33,9 +33,11 @@ def test_each_policy_is_measured() -> None:
     assert [cost.name for cost in found] == said
     assert found[0].name == "plain PyTorch" and found[0].bytes == 0
     by_name = {cost.name: cost for cost in found[1:]}
-    assert len(by_name) == 4 and not any(cost.why for cost in found) and min(cost.seconds for cost in found) > 0
+    assert len(by_name) == 5 and not any(cost.why for cost in found) and min(cost.seconds for cost in found) > 0
     assert by_name['matmul = "chain"'].bytes < by_name['matmul = "logged"'].bytes
-    assert [len(row) for row in table(found)] == [4] * 5
+    assert by_name['matmul = "integer"'].bytes == by_name['matmul = "chain"'].bytes
+    assert integer_note(found).startswith('matmul = "integer" multiplies by ') and integer_note(found[:3]) == ""
+    assert [len(row) for row in table(found)] == [4] * 6
 
 
 def test_a_policy_that_can_not_be_used_is_told() -> None:

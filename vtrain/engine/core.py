@@ -47,8 +47,9 @@ class Engine:
         seed: of all random numbers, below 2^128.
 
     Attributes:
-        chain: whether products and convolutions are canonical.
-        wide_chain: whether their chains are accumulated in float64.
+        chain: whether products and convolutions are canonical chains.
+        wide_chain: whether these are accumulated in float64.
+        integer: whether products and convolutions are canonical, of exact integers.
         canonical: whether other operations are, where there is a kernel for them.
         seen: called with each operation that a program does, its operands and results; None for nobody.
         own: the generators of the step that is under way.
@@ -58,7 +59,8 @@ class Engine:
 
     def __init__(self, listener: Listener, policy: Policy, seed: int | str) -> None:
         float32_format = policy.format
-        self.chain, self.wide_chain = policy.matmul != "logged", policy.matmul == "chain64"
+        self.chain, self.wide_chain = policy.matmul in ("chain", "chain64"), policy.matmul == "chain64"
+        self.integer = policy.matmul == "integer"
         self.canonical = policy.other == "canonical"
         self.listener = listener
         self.policy = policy
@@ -166,17 +168,19 @@ class Engine:
             return torch.empty(y.shape, dtype=container(fmt), device=y.device)
         return self.listener.settle(site, y.contiguous(), scale, vary)
 
-    def fixed(self, part: str, y: torch.Tensor, fmt: Format, signed: bool = False) -> torch.Tensor:
+    def fixed(
+        self, part: str, y: torch.Tensor, fmt: Format, signed: bool = False, definition: DefinitionFn | None = None
+    ) -> torch.Tensor:
         """Round the result of a canonical kernel, in C or in float32 already; nothing is in doubt.
 
         Args:
             part, fmt, signed: as for ``settle``.
+            definition: what a referee computes single elements by, without doing the whole operation again.
         """
-        site = self._site(part, y, fmt, signed, True)
-        self.listener.canonical(site)
-        if y.dtype is F32 and fmt == FLOAT32:
-            return y
-        return round_result(y.contiguous(), fmt, signed)
+        site = self._site(part, y, fmt, signed, True, definition)
+        out = y if y.dtype is F32 and fmt == FLOAT32 else round_result(y.contiguous(), fmt, signed)
+        self.listener.canonical(site, out)
+        return out
 
     def _site(
         self, part: str, y: torch.Tensor, fmt: Format, signed: bool, canonical: bool,

@@ -1,6 +1,7 @@
 """What a settled result is exactly: the function that a referee evaluates for single elements (protocol §8.3).
 
-Kinds, their parameters and operands (floats are C99 hexadecimal; ``c`` is the dtype that the result was computed in):
+Kinds, their parameters and operands (floats are C99 hexadecimal; ``c`` is the dtype that the result was computed in, or
+``integer2`` or ``integer3``: exact integers of so many signed bytes, numerics §10):
 
 - ``product``: alpha * a @ b + beta * bias. ``a`` is ``(batch, m, k)``, ``bt`` is b transposed, ``(batch, n, k)``, so
   that a column is as short a piece of memory as a row; ``bias`` is broadcast to ``(batch, m, n)``.

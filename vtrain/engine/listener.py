@@ -66,8 +66,8 @@ class Listener(Protocol):
         """
         ...
 
-    def canonical(self, site: Site) -> None:
-        """A canonical result was computed: every machine has the same bits, if it walks the same sites."""
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
+        """A canonical result, out, was computed: every machine has the same bits, if it walks the same sites."""
         ...
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:
@@ -101,7 +101,7 @@ class Plain:
     def settle(self, site: Site, y: torch.Tensor, scale: ScaleFn, vary: Vary | None = None) -> torch.Tensor:
         return round_result(y, site.fmt, site.signed)
 
-    def canonical(self, site: Site) -> None:
+    def canonical(self, site: Site, out: torch.Tensor) -> None:
         pass
 
     def scalar(self, step: int, position: int, value: float, plain: bool = False) -> float:

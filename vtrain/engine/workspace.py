@@ -37,11 +37,13 @@ class Workspace:
 
         Returns x itself if it already has that dtype.
         """
-        if x.dtype is dtype:
-            return x
+        return x if x.dtype is dtype else self.like(name, x, dtype).copy_(x)
+
+    def like(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of x's shape in ``dtype``, its dimensions in x's order in memory; overwritten by the next call."""
         order = sorted(range(x.dim()), key=x.stride, reverse=True)
         buffer = self.get(name, [x.shape[d] for d in order], dtype, x.device)
         back = [0] * x.dim()
         for position, d in enumerate(order):
             back[d] = position
-        return buffer.permute(back).copy_(x)
+        return buffer.permute(back)

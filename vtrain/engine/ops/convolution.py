@@ -14,9 +14,11 @@ import torch.nn.functional as F
 
 from vtrain import kernels
 from vtrain.engine.core import F32, F64, Engine
-from vtrain.engine.definition import Definition, DefinitionFn, dtype_name
-from vtrain.engine.ops.geometry import Shape, as_2d, shape_of, transposed_shape
+from vtrain.engine.definition import dtype_name
+from vtrain.engine.ops import integer_convolution
+from vtrain.engine.ops.geometry import Shape, as_2d, defined, shape_of, transposed_shape
 from vtrain.engine.ops.matmul import permutation, row_norms
+from vtrain.engine.ops.patches import by_channel, columns, image, unfolded
 from vtrain.engine.ops.reduction import settled_sum
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
@@ -24,54 +26,6 @@ from vtrain.rounding.bounds import forward_kappa, gradient_kappa
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
-
-
-def columns(engine: Engine, x: Tensor, s: Shape, dtype: torch.dtype, name: str = "a") -> Tensor:
-    """Patches of x ``(samples, channels, h, w)`` in C: ``(channels * kh * kw, samples * area)``."""
-    samples, channels = x.shape[:2]
-    out = engine.workspace.get(name, (channels * s.kh * s.kw, samples * s.area), dtype, x.device)
-    if x.device.type == "cpu":
-        source = x.contiguous()
-        kernels.to_columns(source.to(F32) if source.dtype is torch.float16 else source, out, s.key(samples, channels))
-        return out
-    return out.copy_(_unfolded(x.to(dtype), s).transpose(0, 1).reshape(out.shape))
-
-
-def _unfolded(x: Tensor, s: Shape) -> Tensor:
-    """Patches of x by tensor operations, for other devices: ``(samples, channels * kh * kw, area)``."""
-    patches = F.unfold(x, (s.kh, s.kw), s.dilation, s.padding, s.stride).unflatten(2, s.most)
-    return patches[..., : s.out[0], : s.out[1]].flatten(2)
-
-
-def _folded(patches: Tensor, s: Shape) -> Tensor:
-    """Transpose of ``_unfolded``."""
-    missing = (0, s.most[1] - s.out[1], 0, s.most[0] - s.out[0])
-    whole = F.pad(patches.unflatten(2, s.out), missing).flatten(2)
-    return F.fold(whole, (s.h, s.w), (s.kh, s.kw), s.dilation, s.padding, s.stride)
-
-
-def image(cols: Tensor, out: Tensor, s: Shape) -> None:
-    """Transpose of ``columns``, into out ``(samples, channels, h, w)``."""
-    samples, channels = out.shape[:2]
-    if cols.device.type == "cpu":
-        kernels.from_columns(cols, out, s.key(samples, channels))
-        return
-    out.copy_(_folded(cols.view(-1, samples, s.area).transpose(0, 1), s))
-
-
-def by_channel(engine: Engine, y: Tensor, dtype: torch.dtype, name: str = "b") -> Tensor:
-    """y ``(samples, o, oh, ow)`` in C with the channels first: ``(o, samples * area)``."""
-    samples, o = y.shape[:2]
-    area = math.prod(y.shape[2:])
-    out = engine.workspace.get(name, (o, samples, area), dtype, y.device)
-    return out.copy_(y.reshape(samples, o, area).transpose(0, 1)).view(o, samples * area)
-
-
-def _definition(kind: str, s: Shape, c: torch.dtype, **operands: Tensor | None) -> DefinitionFn:
-    """What a convolution or one of its gradients is exactly."""
-    geometry = [s.n, s.c, s.h, s.w, s.o, s.kh, s.kw, *s.stride, *s.padding, *s.dilation, *s.out, s.groups]
-    given = {name: t for name, t in operands.items() if t is not None}
-    return lambda: Definition(kind, {"geometry": geometry, "c": dtype_name(c)}, given)
 
 
 def _simple(s: Shape) -> bool:
@@ -128,6 +82,8 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
     """y[o] = sum over the patch of weight[o] * x, + bias[o], rounded once: ``(n, o, oh, ow)``."""
     if engine.chain:
         return _chain(engine, "convolution", x, weight, None, bias, s, part)
+    if engine.integer:
+        return integer_convolution.forward(engine, x, weight, bias, s, part)
     c = engine.product_dtype_of(s.depth, x, weight, bias)
     g = s.groups
     y = engine.workspace.get("y", (s.n, s.o, s.area), c, x.device)
@@ -161,7 +117,7 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
         return other
 
     compute(y, None)
-    exactly = _definition("convolution", s, c, x=x, weight=weight, bias=bias)
+    exactly = defined("convolution", s, dtype_name(c), x=x, weight=weight, bias=bias)
     y = engine.settle(part, y, scale, engine.format(x.dtype), vary, definition=exactly)
     return y.view(s.n, s.o, *s.out)
 
@@ -170,6 +126,8 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
     """dx = sum over outputs that read x of weight * grad, rounded once: ``(n, c, h, w)``."""
     if engine.chain:
         return _chain(engine, "input_gradient", None, weight, grad, None, s, part)
+    if engine.integer:
+        return integer_convolution.input_gradient(engine, grad, weight, s, part)
     c = engine.product_dtype_of(s.o // s.groups * s.kh * s.kw, grad, weight)
     g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
     y = engine.workspace.get("y", (s.n, s.c, s.h, s.w), c, grad.device)
@@ -200,7 +158,7 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
         return other
 
     compute(y, None)
-    exactly = _definition("input_gradient", s, c, grad=grad, weight=weight)
+    exactly = defined("input_gradient", s, dtype_name(c), grad=grad, weight=weight)
     return engine.settle(part, y, scale, engine.format(grad.dtype), vary, definition=exactly)
 
 
@@ -208,6 +166,8 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
     """dw[o, c, ky, kx] = sum over samples and positions of grad[o] * x, rounded once: ``(o, c / groups, kh, kw)``."""
     if engine.chain:
         return _chain(engine, "weight_gradient", x, None, grad, None, s, part)
+    if engine.integer:
+        return integer_convolution.weight_gradient(engine, grad, x, s, part)
     c = engine.product_dtype_of(s.n * s.area, grad, x)
     g, og, cg = s.groups, s.o // s.groups, s.c // s.groups
     y = engine.workspace.get("y", (g, og, s.depth), c, grad.device)
@@ -236,7 +196,7 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
         return other
 
     compute(y, False)
-    exactly = _definition("weight_gradient", s, c, grad=grad, x=x)
+    exactly = defined("weight_gradient", s, dtype_name(c), grad=grad, x=x)
     y = engine.settle(part, y, scale, engine.format(grad.dtype), vary, definition=exactly)
     return y.view(s.o, cg, s.kh, s.kw)
 
@@ -254,7 +214,7 @@ def _tap_norms(x: Tensor, s: Shape) -> Tensor:
         source = x.contiguous()
         source = source.to(F32) if source.dtype is torch.float16 else source
         return kernels.tap_squares(source, s.key(s.n, s.c)).sqrt_()
-    return _unfolded(x.to(F64), s).square_().sum((0, 2)).sqrt_().view(s.c, -1)
+    return unfolded(x.to(F64), s).square_().sum((0, 2)).sqrt_().view(s.c, -1)
 
 
 @register("convolution.default", cls=OpClass.VARYING, version=2)

@@ -9,6 +9,7 @@ import torch
 
 from vtrain import kernels
 from vtrain.engine.core import F64, Engine
+from vtrain.engine.definition import Definition, DefinitionFn
 
 Tensor = torch.Tensor
 CHUNK_BYTES = 24 << 20
@@ -124,3 +125,10 @@ def transposed_shape(
     if weight.shape[0] != x[1]:
         engine.refuse(f"an input of {list(x)} with a weight of {list(weight.shape)}")
     return shape_of(engine, [x[0], weight.shape[1] * groups, h, w], weight, args, groups, x[2:])
+
+
+def defined(kind: str, s: Shape, c: str, **operands: Tensor | None) -> DefinitionFn:
+    """What a convolution or one of its gradients is exactly, for a referee; c as ``engine.definition`` has it."""
+    geometry = [s.n, s.c, s.h, s.w, s.o, s.kh, s.kw, *s.stride, *s.padding, *s.dilation, *s.out, s.groups]
+    given = {name: t for name, t in operands.items() if t is not None}
+    return lambda: Definition(kind, {"geometry": geometry, "c": c}, given)

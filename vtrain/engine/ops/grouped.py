@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from vtrain.engine.core import F32, F64, Engine
-from vtrain.engine.ops.matmul import chain, product, row_norms
+from vtrain.engine.ops.matmul import chain, integer_sum, product, row_norms
 from vtrain.engine.optable import OpClass, register
 from vtrain.rounding.bounds import sum_kappa
 from vtrain.rounding.scale import Scale
@@ -50,10 +50,10 @@ def grouped_mm(
     if offs is None:
         return product(engine, a, b)
     ends = offs.tolist()
-    if engine.chain:
-        y = torch.zeros(_shape(a, b, len(ends)), dtype=F32, device=a.device)
+    if engine.chain or engine.integer:
+        y = torch.zeros(_shape(a, b, len(ends)), dtype=F32 if engine.chain else F64, device=a.device)
         for left, right, out in _parts(a, b, y, ends):
-            out.copy_(chain(engine, left, right))
+            out.copy_(chain(engine, left, right) if engine.chain else integer_sum(engine, left, right))
         return engine.fixed("", y, engine.format(a.dtype), signed=True)
     c = engine.product_dtype_of(a.shape[-1], a, b)
     wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)

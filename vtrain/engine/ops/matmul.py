@@ -7,11 +7,17 @@ import math
 import torch
 
 from vtrain import kernels
+from vtrain.engine import integers
+from vtrain.engine.carriers import carrier
 from vtrain.engine.core import F32, F64, Engine
 from vtrain.engine.definition import Definition, dtype_name
+from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
 from vtrain.rounding.bounds import product_kappa
+from vtrain.rounding.fixed import LONGEST as LONGEST_INTEGER
+from vtrain.rounding.fixed import digits_for
+from vtrain.rounding.formats import FLOAT32
 from vtrain.rounding.scale import Scale
 
 Tensor = torch.Tensor
@@ -40,6 +46,8 @@ def product(
     """
     if engine.chain:
         return engine.fixed(part, chain(engine, a, b, bias, alpha, beta), engine.format(a.dtype), signed=True)
+    if engine.integer:
+        return integer(engine, a, b, bias, alpha, beta, part)
     k = a.shape[-1]
     c = engine.product_dtype_of(k, a, b, bias, alpha, beta)
     wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
@@ -60,7 +68,7 @@ def product(
         return _finish(torch.matmul(wide_a[..., order], wide_b[..., order, :]), alpha, wide_bias, beta)
 
     def definition() -> Definition:
-        return _product_definition(a, b, bias, alpha, beta, c)
+        return _product_definition(a, b, bias, alpha, beta, dtype_name(c))
 
     return engine.settle(part, y, scale, engine.format(a.dtype), vary, definition=definition)
 
@@ -83,12 +91,10 @@ def _product_scale(y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, alpha: 
     return Scale(name, k, kappa, s.shape, full=full)
 
 
-def _product_definition(
-    a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, c: torch.dtype
-) -> Definition:
+def _product_definition(a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, c: str) -> Definition:
     """What a referee computes elements of a product by."""
     has_bias = bias is not None and beta != 0
-    params = {"alpha": float(alpha).hex(), "beta": float(beta if has_bias else 0).hex(), "c": dtype_name(c)}
+    params = {"alpha": float(alpha).hex(), "beta": float(beta if has_bias else 0).hex(), "c": c}
     batched = (a, b.mT) if a.dim() == 3 else (a[None], b.mT[None])
     operands = {"a": batched[0], "bt": batched[1]}
     return Definition("product", params, {**operands, "bias": bias} if bias is not None and has_bias else operands)
@@ -111,6 +117,31 @@ def chain(
     batched = (a32, b32) if a.dim() == 3 else (a32[None], b32[None])
     plus = None if bias is None or beta == 0 else engine.lift(bias)
     y = canonical.product(*batched, plus, alpha, beta, engine.wide_chain)
+    return y if a.dim() == 3 else y[0]
+
+
+def integer(engine: Engine, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, part: str) -> Tensor:
+    """``product`` of exact integers; with a factor or a bias rounded to float32 first, then an operation each."""
+    y = integer_sum(engine, a, b)
+    plus = None if bias is None or beta == 0 else engine.lift(bias).expand(y.shape)
+    if alpha != 1 or plus is not None:
+        y = _finish(round_result(y, FLOAT32), alpha, plus, beta)
+    fmt = engine.format(a.dtype)
+    exactly = lambda: _product_definition(a, b, bias, alpha, beta, f"integer{digits_for(fmt)}")  # noqa: E731
+    return engine.fixed(part, y, fmt, signed=True, definition=exactly)
+
+
+def integer_sum(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
+    """a @ b before its one rounding, in scratch memory (``integers.product``).
+
+    Raises:
+        UnsupportedOperation: longer sums than the integers have room for.
+    """
+    if a.shape[-1] >= LONGEST_INTEGER:
+        engine.refuse(f"sums of {a.shape[-1]} terms; with matmul='integer' fewer than {LONGEST_INTEGER} are covered")
+    digits = digits_for(engine.format(a.dtype))
+    batched = (a, b) if a.dim() == 3 else (a[None], b[None])
+    y = integers.product(engine.workspace, *batched, digits, carrier(a.device))
     return y if a.dim() == 3 else y[0]
 
 
