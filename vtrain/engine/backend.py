@@ -11,7 +11,7 @@ import torch
 
 from vtrain import kernels, searchpath
 from vtrain.errors import BackendError
-from vtrain.kernels import nvrtc, scalars
+from vtrain.kernels import device, nvrtc, scalars
 from vtrain.profiles import profile
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
@@ -107,7 +107,7 @@ def environment() -> dict[str, Any]:
         "kernel_sources": nvrtc.source_digest(),
         "threads": torch.get_num_threads(),
         "profile": profile(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "devices": [device.described(found) for found in device.present()],
     }
 
 

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vtrain.engine.callsite import user_line
 from vtrain.errors import UsageError
+from vtrain.kernels import device
 
 
 def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = False) -> tuple[bool, bool]:
@@ -50,13 +51,16 @@ def pinned() -> Iterator[None]:
         torch.set_deterministic_debug_mode(deterministic)
 
 
-MATMUL_PRECISIONS = (("cuda", "matmul"), ("mkldnn", "matmul"))  # torch.backends.*.matmul.fp32_precision
+def precisions() -> list[tuple[str, str]]:
+    """(backend, operation) of every ``torch.backends.*.*.fp32_precision`` that products depend on."""
+    return [place for backend in device.backends() for place in backend.precisions]
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Within: float32 products are float32's, whichever of torch's two ways a user set them by."""
-    saved = [torch._C._get_fp32_precision_getter(*place) for place in MATMUL_PRECISIONS]
+    places = precisions()
+    saved = [torch._C._get_fp32_precision_getter(*place) for place in places]
     try:
         legacy = torch.get_float32_matmul_precision()
     except RuntimeError:  # set by the newer way: then torch refuses to say
@@ -66,7 +70,7 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(legacy)
-        for place, value in zip(MATMUL_PRECISIONS, saved, strict=True):
+        for place, value in zip(places, saved, strict=True):
             torch._C._set_fp32_precision_setter(*place, "none")  # what it inherits
             if torch._C._get_fp32_precision_getter(*place) != value:
                 torch._C._set_fp32_precision_setter(*place, value)
