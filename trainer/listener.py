@@ -75,9 +75,12 @@ class Recorder:
 
     def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:
         find = canonical.in_doubt if has_kernels(y.device) else generic.in_doubt
-        index, values, w = (t.cpu().numpy() for t in find(y, s, tau, eta, site.fmt, site.signed))
-        found = self._sink.add(site.seq, y.numel(), site.fmt.key, index.tobytes(), values.tobytes(), w.tobytes())
-        _check_found(site, found)
+        found = find(y, s, tau, eta, site.fmt, site.signed)
+        if s.empty is not None and int((found[1] == 0).sum()) > kernels.FEW_ZEROS:
+            found = find(y, s.refined(y), tau, eta, site.fmt, site.signed)
+        index, values, w = (t.cpu().numpy() for t in found)
+        entries = index.tobytes(), values.tobytes(), w.tobytes()
+        _check_found(site, self._sink.add(site.seq, y.numel(), site.fmt.key, *entries))
         return round_result(y, site.fmt, site.signed)
 
     def canonical(self, site: Site) -> None:

@@ -497,6 +497,21 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("div.out", &divided_into);
 }
 
+// What is composed where a device brings no kernel, and CUDA brings one.
+void complete(torch::Library& m) {
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (name.name.rfind("aten::", 0) != 0) continue;
+    const auto op = dispatcher.findOp(name);
+    const auto has = [&](c10::DispatchKey key) { return op->hasKernelForDispatchKey(key); };
+    if (!has(c10::DispatchKey::CompositeImplicitAutograd) || has(KEY)) continue;
+    if (!has(c10::DispatchKey::CPU) && !has(c10::DispatchKey::CUDA)) continue;
+    const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+    m.impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&fallback>());
+  }
+}
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) { complete(m); }
+
 const bool registered = [] {
   at::RegisterPrivateUse1HooksInterface(new Hooks());
   c10::SetAllocator(TYPE, &memory);
