@@ -102,6 +102,7 @@ class Emulated:
     """
 
     precisions: tuple[tuple[str, str], ...] = ()
+    libraries: tuple[device.Switch, ...] = ()
     flags: dict[str, Callable[[], object]] = {}  # noqa: RUF012
 
     def __init__(self) -> None:

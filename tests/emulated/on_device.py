@@ -115,7 +115,7 @@ def test_memory_of_another_device_is_an_illegal_access() -> None:
 def test_a_step_refuses_operands_on_two_devices(other: str, policy: Policy) -> None:
     x, y = torch.ones(2, 2, device=NAME), torch.ones(2, 2, device=other)
     for work in (torch.add, torch.mm, torch.mul, torch.div, torch.atan2, torch.nn.functional.linear):
-        with Session(Plain(), policy, 0).step(1), pytest.raises((RuntimeError, VtrainError), match=" on |device"):
+        with Session(Plain(), policy, 0).step(1), pytest.raises((RuntimeError, VtrainError), match=r" on |device"):
             work(x, y)
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))
-sys.path.append(str(HERE.parent / "attacks"))
-sys.path.append(str(HERE.parent / "dispute"))
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "attacks"))
+sys.path.append(str(Path(__file__).parents[1] / "dispute"))
 import run_helpers
 from emulated import NAME
 from parties import AUDITOR, changed
@@ -31,6 +30,7 @@ from auditor.verdict import Verdict
 from trainer.train import resume, train
 from vtrain.job import Job
 
+HERE = Path(__file__).parent
 PAIRS = [(NAME, "cpu"), ("cpu", NAME)]
 POLICIES: dict[str, dict[str, Any]] = {
     "logged": {"other": "logged"}, "canonical": {"matmul": "chain"}, "float16": {"target": "float16"},

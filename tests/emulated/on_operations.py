@@ -14,11 +14,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))
-sys.path.append(str(HERE.parent / "engine"))
-sys.path.append(str(HERE.parent / "kernels"))
-sys.path.append(str(HERE.parent / "kernels" / "ptx"))
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+sys.path.append(str(Path(__file__).parents[1] / "kernels" / "ptx"))
 import test_device
 import test_semantics
 from emulated import BACKEND, NAME

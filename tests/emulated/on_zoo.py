@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))
-sys.path.append(str(HERE.parent / "e2e"))
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "e2e"))
 import zoo
 from emulated import NAME
 

@@ -24,7 +24,7 @@ def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = Fal
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """Within: attention by the math backend, no oneDNN layers, no transformer fast path, no reduced precision
+    """Within: attention by the math backend, no oneDNN or cuDNN layers, no transformer fast path, no reduced precision
     (TF32, BF16 reductions, Winograd through cuDNN), default optimizers per tensor, nothing compiled, no deterministic
     forms of torch's own (which take other operations), distributions that check their arguments; all restored at the
     end."""
@@ -33,20 +33,22 @@ def pinned() -> Iterator[None]:
     modules = [m for m in (optimizer, adam, adamw, sgd, adagrad, rmsprop) if hasattr(m, "_default_to_fused_or_foreach")]
     saved = [m._default_to_fused_or_foreach for m in modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    mkldnn = torch._C._get_mkldnn_enabled()
+    libraries = [(put, get()) for backend in device.backends() for get, put in backend.libraries]
     deterministic = torch.get_deterministic_debug_mode()
     for m in modules:
         m._default_to_fused_or_foreach = _unfused_optimizer  # type: ignore[attr-defined]
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_deterministic_debug_mode(0)
     try:
-        torch._C._set_mkldnn_enabled(False)
+        for put, _ in libraries:
+            put(False)
         with full_precision(), sdpa_kernel(SDPBackend.MATH), uncompiled(), no_loaders(), validated():
             yield
     finally:
         for m, function in zip(modules, saved, strict=True):
             m._default_to_fused_or_foreach = function  # type: ignore[attr-defined]
-        torch._C._set_mkldnn_enabled(mkldnn)
+        for put, before in libraries:
+            put(before)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_deterministic_debug_mode(deterministic)
 

@@ -46,6 +46,8 @@ class Cuda:
     """torch's CUDA devices, as ``device.Backend`` has it."""
 
     precisions = (("cuda", "matmul"),)
+    # cuDNN's batch norm and recurrent layers are operations of their own, which no CPU has
+    libraries = ((torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),)
 
     @property
     def flags(self) -> dict[str, Callable[[], object]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -19,12 +19,16 @@ from vtrain.kernels.cuda import Cuda
 _NUMBERS = {name: number for number, (name, _) in enumerate(_host.kernels())}
 
 
+Switch: TypeAlias = tuple[Callable[[], bool], Callable[[bool], None]]
+
+
 class Backend(Protocol):
     """What the framework needs of a type of devices. Tensors there have addresses (``data_ptr``), which kernels get.
 
     Attributes:
         precisions: (backend, operation) pairs whose precision of float32 products torch keeps as a setting.
         flags: settings that decide how numbers are computed there, by the name under which a user sets them.
+        libraries: how to read and set whether torch calls a vendor's library, which composes operations of its own.
     """
 
     @property
@@ -32,6 +36,9 @@ class Backend(Protocol):
 
     @property
     def flags(self) -> dict[str, Callable[[], object]]: ...
+
+    @property
+    def libraries(self) -> tuple[Switch, ...]: ...
 
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel of entries.hpp with its arguments' struct, in order with torch's work on that device."""
@@ -42,6 +49,8 @@ class Host:
     """The CPU: the extension's table, on torch's threads."""
 
     precisions: tuple[tuple[str, str], ...] = (("mkldnn", "matmul"),)
+
+    libraries: tuple[Switch, ...] = ((torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),)
 
     @property
     def flags(self) -> dict[str, Callable[[], object]]:
