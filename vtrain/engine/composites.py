@@ -39,22 +39,13 @@ def dropout(x: Tensor, p: float, train: bool) -> Tensor:
     return x * _noise(x, p)
 
 
-def dropout_(x: Tensor, p: float, train: bool) -> Tensor:
-    """``dropout``, in place."""
-    if p == 0 or not train or x.numel() == 0:
-        return x
-    if p == 1:
-        return x.mul_(torch.zeros((), dtype=x.dtype, device=x.device))
-    return x.mul_(_noise(x, p))
-
-
 def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """x over the root of the mean of its squares: torch's own composition, which CUDA has a kernel in place of."""
     return aten._fused_rms_norm.default._op_dk(_COMPOSITE, x, shape, weight, eps)[0]
 
 
 COMPOSED: dict[str, Callable[..., Any]] = {
-    "dropout": dropout, "dropout_": dropout_, "rms_norm": rms_norm, **recurrent.COMPOSED
+    "dropout": dropout, "rms_norm": rms_norm, **recurrent.COMPOSED
 }  # fmt: skip
 _library: torch.library.Library | None = None
 

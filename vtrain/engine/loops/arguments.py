@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from vtrain.engine.backend import check_devices
 from vtrain.errors import UsageError
 from vtrain.policy import Policy
 from vtrain.store.address import Url, place
@@ -38,13 +37,11 @@ def check_model(model: Any) -> None:
     """Refuse what is neither a module nor a function without arguments.
 
     Raises:
-        BackendError: a module on a device that does not keep the contract.
         UsageError: that, or a module that is spread over processes.
     """
     wanted = "want a torch.nn.Module, or a function without arguments that makes one (model=lambda: Net(...))"
     if isinstance(model, torch.nn.Module):
         check_one_process(model)
-        check_devices([*model.parameters(), *model.buffers()])
         return
     if not callable(model):
         raise UsageError(f"model is {_name(model)}; {wanted}")
