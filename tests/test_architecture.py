@@ -193,3 +193,29 @@ def test_links_in_documents_lead_somewhere() -> None:
     for document in documents:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+# The module that launches there, and the compiler's; the latter's extra is called so in messages elsewhere.
+OF_CUDA = {"vtrain.kernels.cuda", "vtrain.kernels.nvrtc"}
+
+
+def cuda_by_name(path: Path) -> Iterator[str]:
+    """Names, attributes and texts of a file's code that are CUDA's; its docstrings may speak of it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    for node in ast.walk(tree):
+        names = [getattr(node, field, None) for field in ("attr", "id", "name", "module")]
+        if isinstance(node, ast.Constant) and id(node) not in texts:
+            names.append(node.value)
+        for name in names:
+            if isinstance(name, str) and "cuda" in name.replace("CUDA_VISIBLE_DEVICES", "").lower():
+                yield f"{module_name(path)}: {name}"
+
+
+def test_no_device_is_asked_for_by_name() -> None:
+    """What differs between devices is behind ``vtrain.kernels.device``, which lists CUDA's backend."""
+    assert MODULES.keys() >= OF_CUDA
+    found = [use for path in SOURCES if module_name(path) not in OF_CUDA for use in cuda_by_name(path)]
+    listed = "vtrain.kernels.device: "
+    assert sorted(found) == sorted(f"{listed}{name}" for name in ("vtrain.kernels.cuda", "Cuda", "cuda", "Cuda"))

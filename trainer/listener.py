@@ -11,6 +11,7 @@ from vtrain.engine.listener import ScaleFn, Site, Vary, round_result
 from vtrain.engine.workspace import result
 from vtrain.errors import UnsupportedOperation
 from vtrain.kernels import canonical
+from vtrain.kernels.device import has_kernels
 from vtrain.policy import Policy
 from vtrain.rounding import generic
 from vtrain.rounding.scale import Scale
@@ -73,10 +74,13 @@ class Recorder:
         return out
 
     def _settle_elsewhere(self, site: Site, y: torch.Tensor, s: Scale, tau: float, eta: float) -> torch.Tensor:
-        find = canonical.in_doubt if y.is_cuda else generic.in_doubt
-        index, values, w = (t.cpu().numpy() for t in find(y, s, tau, eta, site.fmt, site.signed))
-        found = self._sink.add(site.seq, y.numel(), site.fmt.key, index.tobytes(), values.tobytes(), w.tobytes())
-        _check_found(site, found)
+        find = canonical.in_doubt if has_kernels(y.device) else generic.in_doubt
+        found = find(y, s, tau, eta, site.fmt, site.signed)
+        if s.empty is not None and int((found[1] == 0).sum()) > kernels.FEW_ZEROS:
+            found = find(y, s.refined(y), tau, eta, site.fmt, site.signed)
+        index, values, w = (t.cpu().numpy() for t in found)
+        entries = index.tobytes(), values.tobytes(), w.tobytes()
+        _check_found(site, self._sink.add(site.seq, y.numel(), site.fmt.key, *entries))
         return round_result(y, site.fmt, site.signed)
 
     def canonical(self, site: Site, out: torch.Tensor) -> None:

@@ -51,9 +51,11 @@ def doctor(as_json: bool) -> None:
       vtrain doctor
       vtrain doctor --profile baseline
     """
-    from vtrain.engine.backend import arithmetic_report, environment
+    from vtrain.engine.backend import arithmetic_report, device_reports, environment
 
     here, kept, profiles, integers = environment(), arithmetic_report(), imitable(), integer_products()
+    for where, report in device_reports().items():
+        kept |= {f"{where}: {name}": ok for name, ok in report.items()}
     if as_json:
         print_json({"environment": here, "arithmetic": kept, "profiles": profiles, "integerProducts": integers})
     else:

@@ -26,7 +26,6 @@ from vtrain.errors import ProofError, UnsupportedError
 from vtrain.policy import Policy
 
 _NAME = re.compile(r"aten\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
-_DEVICE = re.compile(r"(cpu|cuda)(:[0-9]{1,3})?")
 _CONSTANTS = (torch.dtype, torch.layout, torch.memory_format)
 
 
@@ -117,4 +116,4 @@ def _text(text: str) -> Any:
         if not isinstance(constant, _CONSTANTS):
             raise ValueError(text)
         return constant
-    return torch.device("cpu") if _DEVICE.fullmatch(text) else text
+    return torch.device("cpu") if text == "cpu" else text

@@ -153,12 +153,19 @@ class Tracer(Replayer):
         out = run(args, kwargs)
         if ".empty" in name or ".new_empty" in name:
             out.zero_()  # memory that was never written would differ from one replay to the next
+        if _moves(name, args, out):
+            return out
         if self.sink.wants():
             results: dict[str, torch.Tensor] = {}
             plain_arguments(out, results, "")
             event = Event("op", name, plain, inputs, {n: blocks_of_tensor(t).digest for n, t in results.items()})
             self.sink.event(event, given, results)
         return out
+
+
+def _moves(name: str, args: tuple, out: Any) -> bool:
+    """Whether an operation only took a tensor to another device: no operation where it is there already."""
+    return name == "aten._to_copy.default" and out.dtype is args[0].dtype and out.device != args[0].device
 
 
 def doubt_of(y: torch.Tensor, scale: Scale) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,6 +208,8 @@ def plain_arguments(value: Any, tensors: dict[str, torch.Tensor], path: str) -> 
         return {"float": value.hex() if math.isfinite(value) else repr(value)}
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, torch.device):
+        return {"text": "cpu"}  # each party has its own, and a referee the CPU
     if isinstance(value, int):
         return {"int": str(value)}
     return {"text": str(value)[:200]}

@@ -451,5 +451,5 @@ def test_outside_everything_is_as_it_was(session: Session) -> None:
     assert type(torch.default_generator) is torch.Generator
     assert type(random._inst) is random.Random  # type: ignore[attr-defined]
     assert random.random.__self__ is random._inst  # type: ignore[attr-defined]
-    assert not isinstance(torch.cuda.default_generators, torches._CudaDefaults)
+    assert not isinstance(torch.cuda.default_generators, torches._Defaults)
     assert numpys._keeper() is not None

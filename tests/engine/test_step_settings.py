@@ -100,6 +100,10 @@ def _mkldnn() -> None:
     torch.backends.mkldnn.set_flags(True)
 
 
+def _cudnn() -> None:
+    torch.backends.cudnn.enabled = True
+
+
 def _deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
@@ -114,6 +118,7 @@ def _reduced() -> None:
     "change, name",
     [
         (_matmul_precision, "matmul.fp32_precision"), (_mkldnn, "mkldnn.enabled"),
+        (_cudnn, "cudnn.enabled"),
         (_deterministic, "use_deterministic_algorithms"), (_reduced, "allow_bf16_reduced_precision_reduction"),
     ],
 )  # fmt: skip

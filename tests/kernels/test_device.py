@@ -216,6 +216,29 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype is b.dtype and bool((equal | (a != a) & (b != b)).all())
 
 
+def elsewhere(where: str) -> Callable[..., None]:
+    """``launch.launch`` on copies of the tensors' memory on a device, which is copied back."""
+    run = launch.launch
+
+    def there_and_back(name: str, *arguments: Any) -> None:
+        held: dict[int, tuple[Tensor, Tensor]] = {}
+        moved = []
+        for a in arguments:
+            if isinstance(a, Tensor):
+                storage = a.untyped_storage()
+                if storage.data_ptr() not in held:  # whole, as strides and overlaps are part of the arguments
+                    flat = torch.empty(0, dtype=torch.uint8).set_(storage)
+                    held[storage.data_ptr()] = flat, flat.to(where)
+                there = held[storage.data_ptr()][1].untyped_storage()
+                a = torch.empty(0, dtype=a.dtype, device=where).set_(there, a.storage_offset(), a.shape, a.stride())
+            moved.append(a)
+        run(name, *moved)
+        for flat, there in held.values():
+            flat.copy_(there)
+
+    return there_and_back
+
+
 CALLED: set[str] = set()
 
 

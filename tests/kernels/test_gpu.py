@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_device import GROUPS, same_bits
+from test_device import GROUPS, elsewhere, same_bits
 
 import vtrain
 from auditor import replay
@@ -23,16 +23,7 @@ pytestmark = [
 def test_a_gpu_has_the_bits_of_the_host(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     host = GROUPS[group]()
-    run = launch.launch
-
-    def there_and_back(name: str, *arguments: object) -> None:
-        held = {id(a): a.cuda() for a in arguments if isinstance(a, torch.Tensor)}
-        run(name, *[held.get(id(a), a) for a in arguments])  # type: ignore[arg-type]
-        for a in arguments:
-            if isinstance(a, torch.Tensor):
-                a.copy_(held[id(a)])
-
-    monkeypatch.setattr(launch, "launch", there_and_back)
+    monkeypatch.setattr(launch, "launch", elsewhere("cuda"))
     torch.manual_seed(0)
     assert all(same_bits(a, b) for a, b in zip(host, GROUPS[group](), strict=True))
 

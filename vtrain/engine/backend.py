@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vtrain import kernels, searchpath
+from vtrain.engine.pins import full_precision
 from vtrain.errors import BackendError
-from vtrain.kernels import nvrtc, scalars
+from vtrain.kernels import device, nvrtc, scalars, selftest
 from vtrain.profiles import DEVICE, profile
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
+
+CPU = torch.device("cpu")
 
 
 def _hard_vectors() -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,52 +37,88 @@ def _hard_vectors() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    a = a.cpu()
     nan = a.isnan() & b.isnan()
     kind = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
     return bool(((a.view(kind) == b.view(kind)) | nan).all())
 
 
 def arithmetic_report() -> dict[str, bool]:
-    """Checks by name, True if kept: native operations round correctly, subnormals are kept, no fast modes."""
-    a, b = _hard_vectors()
-    wide_a, wide_b = a.double(), b.double()
-    report = {}
-    for name, op in (("add", torch.add), ("sub", torch.sub), ("mul", torch.mul), ("div", torch.div)):
-        report[f"{name} is correctly rounded"] = _same(op(a, b), op(wide_a, wide_b).to(torch.float32))
-    for name, op, single in (("add", torch.add, float.__add__), ("mul", torch.mul, float.__mul__)):
-        report[f"float64 {name} is Python's"] = _as_python(op, single, wide_a / 3, wide_b / 7)
-    half = a.to(torch.bfloat16), b.to(torch.bfloat16)
-    for name, op in (("add", torch.add), ("mul", torch.mul), ("div", torch.div)):
-        exact = generic.round_to(op(half[0].double(), half[1].double()), BFLOAT16)
-        report[f"bfloat16 {name} is correctly rounded"] = _same(op(*half), exact)
-    for fmt in (BFLOAT16, FLOAT16):
-        cast = a.to(generic.container(fmt))
-        report[f"float32 to {fmt.name} rounds to even"] = _same(cast, generic.round_to(wide_a, fmt))
-    report["float64 to float32 rounds to even"] = _same(wide_b.to(torch.float32), generic.round_to(wide_b, FLOAT32))
-    tiny = torch.full((64,), 2.0**-140)
-    # as integers: a comparison of floats would flush both sides; 2^-141 is 2^8 times the least one
-    halved = (tiny * 0.5).view(torch.int32)
-    report["subnormals are kept (torch.set_flush_denormal(False))"] = bool((halved == 1 << 8).all())
+    """Checks of the CPU by name, True if kept: native operations round correctly, keep subnormals, no fast modes."""
+    b = _hard_vectors()[1]
+    report = _native_report(CPU)
+    wide = b.double()
+    report["subnormals are kept (torch.set_flush_denormal(False))"] = report.pop(_SUBNORMALS)
     out = torch.empty_like(b)
-    report["kernels round as tensor operations do"] = _same(kernels.round_to(wide_b, out, FLOAT32), b)
-    report["matrix products are not reduced"] = _product_is_exact()
+    report["kernels round as tensor operations do"] = _same(kernels.round_to(wide, out, FLOAT32), b)
     report["Python's ** and math, and NumPy's functions, are ours while a run is open"] = not scalars.missing()
     return report
 
 
+def device_report(where: torch.device) -> dict[str, bool]:
+    """The same of another device; and its kernels, where it has any, give the host's bits.
+
+    Raises:
+        BackendError: its kernels can't be launched at all.
+    """
+    with torch.no_grad():
+        return {**_native_report(where), **(selftest.report(where) if device.has_kernels(where) else {})}
+
+
+def device_reports() -> dict[str, dict[str, bool]]:
+    """``device_report`` of every device beside the CPU, by its name; a device that can't be used keeps nothing."""
+    found = {}
+    for where in device.present():
+        try:
+            found[str(where)] = device_report(where)
+        except BackendError as error:
+            found[str(where)] = {str(error): False}
+    return found
+
+
+_SUBNORMALS = "subnormals are kept"
+
+
+def _native_report(where: torch.device) -> dict[str, bool]:
+    """Checks of a device's own operations, against the CPU's in float64, rounded."""
+    a, b = _hard_vectors()
+    wide_a, wide_b = a.double(), b.double()
+    on = [t.to(where) for t in (a, b)]
+    report = {}
+    for name, op in (("add", torch.add), ("sub", torch.sub), ("mul", torch.mul), ("div", torch.div)):
+        report[f"{name} is correctly rounded"] = _same(op(*on), op(wide_a, wide_b).to(torch.float32))
+    for name, op, single in (("add", torch.add, float.__add__), ("mul", torch.mul, float.__mul__)):
+        report[f"float64 {name} is Python's"] = _as_python(op, single, wide_a / 3, wide_b / 7, where)
+    half = a.to(torch.bfloat16), b.to(torch.bfloat16)
+    for name, op in (("add", torch.add), ("mul", torch.mul), ("div", torch.div)):
+        exact = generic.round_to(op(half[0].double(), half[1].double()), BFLOAT16)
+        report[f"bfloat16 {name} is correctly rounded"] = _same(op(*(t.to(where) for t in half)), exact)
+    for fmt in (BFLOAT16, FLOAT16):
+        cast = on[0].to(generic.container(fmt))
+        report[f"float32 to {fmt.name} rounds to even"] = _same(cast, generic.round_to(wide_a, fmt))
+    narrow = wide_b.to(where).to(torch.float32)
+    report["float64 to float32 rounds to even"] = _same(narrow, generic.round_to(wide_b, FLOAT32))
+    tiny = torch.full((64,), 2.0**-140, device=where)
+    # as integers: a comparison of floats would flush both sides; 2^-141 is 2^8 times the least one
+    report[_SUBNORMALS] = bool(((tiny * 0.5).view(torch.int32) == 1 << 8).all())
+    report["matrix products are not reduced"] = _product_is_exact(where)
+    return report
+
+
 def _as_python(
-    op: Callable[..., torch.Tensor], single: Callable[[float, float], float], a: torch.Tensor, b: torch.Tensor
+    op: Callable[..., torch.Tensor], single: Callable[[float, float], float], a: torch.Tensor, b: torch.Tensor,
+    where: torch.device,
 ) -> bool:  # fmt: skip
     """Whether float64 vector code gives what the processor's single operations give, on some of the pairs."""
     a, b = a[::61], b[::61]
     wanted = [single(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
-    return _same(op(a, b), torch.tensor(wanted, dtype=torch.float64))
+    return _same(op(a.to(where), b.to(where)), torch.tensor(wanted, dtype=torch.float64))
 
 
-def _product_is_exact() -> bool:
+def _product_is_exact(where: torch.device) -> bool:
     """Integers below 2^24 survive a float32 product: TF32 and BF16 reductions lose them."""
-    a = torch.full((64, 64), 2049.0)
-    b = torch.eye(64) * 4095.0
+    a = torch.full((64, 64), 2049.0, device=where)
+    b = torch.eye(64, device=where) * 4095.0
     return bool((a @ b == 2049.0 * 4095.0).all())
 
 
@@ -92,6 +132,31 @@ def check_arithmetic() -> None:
     failed = [name for name, kept in arithmetic_report().items() if not kept]
     if failed:
         raise BackendError("this machine's arithmetic does not keep the contract: " + "; ".join(failed))
+
+
+@functools.cache
+def check_device(where: torch.device) -> None:
+    """Check once a process that a device keeps the contract, before anything is computed on it that others rely on.
+
+    Raises:
+        BackendError: names the checks that fail, and says what to do.
+    """
+    if where.type in ("cpu", "meta"):
+        return
+    # It may be a step, or a factory under torch.device(...), that meets the device first.
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), full_precision():
+        failed = [name for name, kept in device_report(where).items() if not kept]
+    if failed:
+        raise BackendError(
+            f"{where} ({device.described(where)}) does not keep the contract; not so: {'; '.join(failed)}. Use another "
+            "device, such as the CPU; `vtrain doctor` checks all devices of a machine"
+        )
+
+
+def check_devices(tensors: Iterable[torch.Tensor]) -> None:
+    """``check_device`` of every device that holds one of them."""
+    for where in {t.device for t in tensors}:
+        check_device(where)
 
 
 def environment() -> dict[str, Any]:
@@ -109,7 +174,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "profile": profile(),
         "device": os.environ.get(DEVICE) or "cpu",
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "devices": [device.described(found) for found in device.present()],
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 
 from vtrain.engine.aliases import Watched
+from vtrain.engine.backend import check_device
 from vtrain.engine.definition import DefinitionFn
 from vtrain.engine.generators.keys import Draw, next_draw
 from vtrain.engine.generators.owner import Own
@@ -77,6 +78,7 @@ class Engine:
         self.walk: list[int] = []
         self.names: dict[tuple, int] = {}
         self.sites: list[str] = []
+        self._checked: set[torch.device] = set()
 
     def begin_step(self, step: int) -> None:
         """Start numbering sites and scalars anew."""
@@ -186,6 +188,9 @@ class Engine:
         self, part: str, y: torch.Tensor, fmt: Format, signed: bool, canonical: bool,
         definition: DefinitionFn | None = None,
     ) -> Site:  # fmt: skip
+        if not y.is_cpu and y.device not in self._checked:
+            check_device(y.device)
+            self._checked.add(y.device)
         name = f"{self.op}/{part}" if part else self.op
         key = (name, y.shape, fmt, canonical)
         number = self.names.get(key)

@@ -12,6 +12,7 @@ from vtrain.engine.definition import DefinitionFn
 from vtrain.engine.workspace import result
 from vtrain.kernels import canonical
 from vtrain.kernels import round_to as round_on_host
+from vtrain.kernels.device import has_kernels
 from vtrain.rounding import generic
 from vtrain.rounding.formats import Format
 from vtrain.rounding.scale import Scale
@@ -88,11 +89,11 @@ class OperationListener(Listener, Protocol):
 
 def round_result(y: torch.Tensor, fmt: Format, signed: bool = True) -> torch.Tensor:
     """Round y to ``fmt`` in a new tensor, without a log."""
-    if y.is_cuda:
+    if y.is_cpu:
+        return round_on_host(y, result(y.shape, generic.container(fmt)), fmt, signed)
+    if has_kernels(y.device):
         return canonical.round_to(y, fmt, signed)
-    if y.device.type != "cpu":
-        return generic.round_to(y, fmt, signed)
-    return round_on_host(y, result(y.shape, generic.container(fmt)), fmt, signed)
+    return generic.round_to(y, fmt, signed)
 
 
 class Plain:

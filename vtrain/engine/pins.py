@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vtrain.engine.callsite import user_line
 from vtrain.errors import UsageError
+from vtrain.kernels import device
 
 
 def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = False) -> tuple[bool, bool]:
@@ -23,7 +24,7 @@ def _unfused_optimizer(params: list, differentiable: bool, use_fused: bool = Fal
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """Within: attention by the math backend, no oneDNN layers, no transformer fast path, no reduced precision
+    """Within: attention by the math backend, no oneDNN or cuDNN layers, no transformer fast path, no reduced precision
     (TF32, BF16 reductions, Winograd through cuDNN), default optimizers per tensor, nothing compiled, no deterministic
     forms of torch's own (which take other operations), distributions that check their arguments; all restored at the
     end."""
@@ -32,31 +33,36 @@ def pinned() -> Iterator[None]:
     modules = [m for m in (optimizer, adam, adamw, sgd, adagrad, rmsprop) if hasattr(m, "_default_to_fused_or_foreach")]
     saved = [m._default_to_fused_or_foreach for m in modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    mkldnn = torch._C._get_mkldnn_enabled()
+    libraries = [(put, get()) for backend in device.backends() for get, put in backend.libraries]
     deterministic = torch.get_deterministic_debug_mode()
     for m in modules:
         m._default_to_fused_or_foreach = _unfused_optimizer  # type: ignore[attr-defined]
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_deterministic_debug_mode(0)
     try:
-        torch._C._set_mkldnn_enabled(False)
+        for put, _ in libraries:
+            put(False)
         with full_precision(), sdpa_kernel(SDPBackend.MATH), uncompiled(), no_loaders(), validated():
             yield
     finally:
         for m, function in zip(modules, saved, strict=True):
             m._default_to_fused_or_foreach = function  # type: ignore[attr-defined]
-        torch._C._set_mkldnn_enabled(mkldnn)
+        for put, before in libraries:
+            put(before)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.set_deterministic_debug_mode(deterministic)
 
 
-MATMUL_PRECISIONS = (("cuda", "matmul"), ("mkldnn", "matmul"))  # torch.backends.*.matmul.fp32_precision
+def precisions() -> list[tuple[str, str]]:
+    """(backend, operation) of every ``torch.backends.*.*.fp32_precision`` that products depend on."""
+    return [place for backend in device.backends() for place in backend.precisions]
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Within: float32 products are float32's, whichever of torch's two ways a user set them by."""
-    saved = [torch._C._get_fp32_precision_getter(*place) for place in MATMUL_PRECISIONS]
+    places = precisions()
+    saved = [torch._C._get_fp32_precision_getter(*place) for place in places]
     try:
         legacy = torch.get_float32_matmul_precision()
     except RuntimeError:  # set by the newer way: then torch refuses to say
@@ -66,7 +72,7 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(legacy)
-        for place, value in zip(MATMUL_PRECISIONS, saved, strict=True):
+        for place, value in zip(places, saved, strict=True):
             torch._C._set_fp32_precision_setter(*place, "none")  # what it inherits
             if torch._C._get_fp32_precision_getter(*place) != value:
                 torch._C._set_fp32_precision_setter(*place, value)

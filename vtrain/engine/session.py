@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from vtrain.engine import settings
+from vtrain.engine import composites, settings
 from vtrain.engine.backend import check_arithmetic
 from vtrain.engine.core import Engine
 from vtrain.engine.generators import Own, led
@@ -42,6 +42,7 @@ class Session:
 
     def __init__(self, listener: Listener, policy: Policy, seed: int | str) -> None:
         check_arithmetic()
+        composites.prepare()
         self.engine = Engine(listener, policy, seed)
         self._mode = EngineMode(self.engine)
         self._programs: dict[tuple[int, ...], tuple[str, bytes]] = {}

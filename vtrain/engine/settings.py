@@ -12,37 +12,32 @@ from collections.abc import Callable
 import torch
 
 from vtrain.engine.callsite import user_line
-from vtrain.engine.pins import MATMUL_PRECISIONS
 from vtrain.errors import BackendError, StateError
+from vtrain.kernels import device
 
 _LEAST_NORMAL, _LEAST, _ONE, _HALF_ULP = 2.0**-1022, 2.0**-1074, 1.0, 2.0**-53
 _GRAIN = 32768  # elements that torch gives a thread at least
 
 
 _FLAGS: dict[str, Callable[[], object]] = {
-    **{
-        f"torch.backends.{backend}.{op}.fp32_precision": functools.partial(
-            torch._C._get_fp32_precision_getter, backend, op
-        )
-        for backend, op in MATMUL_PRECISIONS
-    },
-    "torch.backends.mkldnn.enabled": torch._C._get_mkldnn_enabled,
     "torch.use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
     "torch.backends.mha.set_fastpath_enabled": torch.backends.mha.get_fastpath_enabled,
-    "torch.backends.cudnn.enabled": torch._C._get_cudnn_enabled,
-    "torch.backends.cuda.matmul.allow_fp16_accumulation": torch._C._get_cublas_allow_fp16_accumulation,
-    **{
-        f"torch.backends.cuda.matmul.allow_{kind}_reduced_precision_reduction": getattr(
-            torch._C, f"_get_cublas_allow_{kind}_reduced_precision_reduction"
-        )
-        for kind in ("fp16", "bf16")
-    },
 }
+
+
+def _flags() -> dict[str, Callable[[], object]]:
+    found = dict(_FLAGS)
+    for backend in device.backends():
+        found |= backend.flags
+        for place in backend.precisions:
+            name = f"torch.backends.{place[0]}.{place[1]}.fp32_precision"
+            found[name] = functools.partial(torch._C._get_fp32_precision_getter, *place)
+    return found
 
 
 def read() -> dict[str, object]:
     """The flags by the name under which a user sets them."""
-    return {name: value() for name, value in _FLAGS.items()}
+    return {name: value() for name, value in _flags().items()}
 
 
 def check_unchanged(before: dict[str, object]) -> None:

@@ -17,6 +17,7 @@ from vtrain.rounding.scale import Scale
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 Sink = _host.Sink
 ZEROS, ENDLESS = -1, -2  # what Sink.settle and Sink.add return in place of a number of entries (host/module.cpp)
+FEW_ZEROS = 32  # entries of sums that may be of zeros alone, up to which they are logged (host/module.cpp)
 ENCODINGS = {"sparse": 0, "ternary": 1, "auto": 2}
 
 

@@ -1,55 +1,122 @@
-"""Launching the kernels on a CUDA device with CuPy, on torch's current stream; no copies: kernels get addresses.
+"""Which devices have kernels, and how one is launched there: the one seam between the framework and a kind of device.
 
-The code is compiled by ``nvrtc`` (not by CuPy, which appends ``-ftz=true``), cached, and loaded once a device.
+A type of device (torch's name of it) is served by one backend. Everything above asks here, and names no type but
+"cpu", whose memory the host's own code reads. Everything else about a device, torch's module of that type knows.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
+from typing import Protocol, TypeAlias
 
-import numpy as np
 import torch
 
 from vtrain.errors import BackendError
-from vtrain.kernels import nvrtc
+from vtrain.kernels import _host
+from vtrain.kernels.cuda import Cuda
 
-THREADS = 128  # of a block: what the tiles of products are cut for
-_BLOCKS_A_PROCESSOR = 8  # a persistent grid; results don't depend on it
-
-
-@functools.cache
-def _cupy() -> Any:
-    try:
-        import cupy
-    except ImportError as error:
-        raise BackendError("kernels on a CUDA device need CuPy: install vtrain[cuda]") from error
-    return cupy
+_NUMBERS = {name: number for number, (name, _) in enumerate(_host.kernels())}
 
 
-@functools.cache
-def _module(index: int) -> Any:
-    cupy = _cupy()
-    major, minor = torch.cuda.get_device_capability(index)
-    with cupy.cuda.Device(index):
-        return cupy.RawModule(path=str(nvrtc.cached(f"sm_{major}{minor}")))
+Switch: TypeAlias = tuple[Callable[[], bool], Callable[[bool], None]]
 
 
-@functools.cache
-def _function(index: int, name: str) -> Any:
-    return _module(index).get_function(f"vt_{name}")
+class Backend(Protocol):
+    """What the framework needs of a type of devices. Tensors there have addresses (``data_ptr``), which kernels get.
+
+    Attributes:
+        precisions: (backend, operation) pairs whose precision of float32 products torch keeps as a setting.
+        flags: settings that decide how numbers are computed there, by the name under which a user sets them.
+        libraries: how to read and set whether torch calls a vendor's library, which composes operations of its own.
+    """
+
+    @property
+    def precisions(self) -> tuple[tuple[str, str], ...]: ...
+
+    @property
+    def flags(self) -> dict[str, Callable[[], object]]: ...
+
+    @property
+    def libraries(self) -> tuple[Switch, ...]: ...
+
+    def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
+        """Run a kernel of entries.hpp with its arguments' struct, in order with torch's work on that device."""
+        ...
 
 
-def launch(device: torch.device, name: str, arguments: bytes) -> None:
-    """Run a kernel with its arguments' struct.
+class Host:
+    """The CPU: the extension's table, on torch's threads."""
+
+    precisions: tuple[tuple[str, str], ...] = (("mkldnn", "matmul"),)
+
+    libraries: tuple[Switch, ...] = ((torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),)
+
+    @property
+    def flags(self) -> dict[str, Callable[[], object]]:
+        return {"torch.backends.mkldnn.enabled": torch._C._get_mkldnn_enabled}
+
+    def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
+        """Run a kernel here."""
+        _host.launch(_NUMBERS[name], arguments, torch.get_num_threads())
+
+
+_BACKENDS: dict[str, Backend] = {"cpu": Host(), "cuda": Cuda()}
+
+
+def register(kind: str, backend: Backend) -> None:
+    """Serve a type of devices from now on.
 
     Raises:
-        BackendError: CuPy or NVRTC is missing, or the kernels don't compile for this device.
+        ValueError: it is served already.
     """
-    cupy = _cupy()
-    index = torch.cuda.current_device() if device.index is None else device.index
-    blocks = _BLOCKS_A_PROCESSOR * torch.cuda.get_device_properties(index).multi_processor_count
-    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(index).cuda_stream, index)
-    with cupy.cuda.Device(index), stream:
-        # A NumPy array is passed by value: its bytes are the kernel's one parameter.
-        _function(index, name)((blocks,), (THREADS,), (np.frombuffer(arguments, np.uint8),))
+    if kind in _BACKENDS:
+        raise ValueError(f"devices of type {kind!r} have a backend already")
+    _BACKENDS[kind] = backend
+
+
+def kinds() -> tuple[str, ...]:
+    """Types of devices that are served."""
+    return tuple(_BACKENDS)
+
+
+def backends() -> tuple[Backend, ...]:
+    """Of every type that is served."""
+    return tuple(_BACKENDS.values())
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels can be launched there; elsewhere ``rounding.generic`` settles, and nothing is canonical."""
+    return device.type in _BACKENDS
+
+
+def of(device: torch.device) -> Backend:
+    """The backend of a device.
+
+    Raises:
+        BackendError: it has none.
+    """
+    try:
+        return _BACKENDS[device.type]
+    except KeyError:
+        raise BackendError(f"no kernels for {device}: want a device of type {', '.join(_BACKENDS)}") from None
+
+
+def modules() -> list[ModuleType]:
+    """torch's module of each type beside the CPU's: ``torch.<type>``."""
+    return [torch.get_device_module(kind) for kind in _BACKENDS if kind != "cpu"]
+
+
+def present() -> list[torch.device]:
+    """The devices that are there, beside the CPU."""
+    return [
+        torch.device(kind, i)
+        for kind in _BACKENDS
+        if kind != "cpu"
+        for i in range(torch.get_device_module(kind).device_count())
+    ]
+
+
+def described(device: torch.device) -> str:
+    """What a device calls itself."""
+    return str(torch.get_device_module(device.type).get_device_name(device.index or 0))

@@ -1,4 +1,4 @@
-"""Calling a kernel of entries.hpp by name: on the host's threads, or on a tensor's CUDA device.
+"""Calling a kernel of entries.hpp by name, where its tensors are: ``device`` says who runs it there.
 
 Each argument is 8 bytes: an address, an integer or a float64, in the order of the C++ struct.
 """
@@ -10,7 +10,7 @@ import struct
 import torch
 
 from vtrain.errors import OperandError
-from vtrain.kernels import _host
+from vtrain.kernels import _host, device
 
 Argument = torch.Tensor | int | float | None
 
@@ -49,7 +49,6 @@ SIGNATURES = {
     **dict.fromkeys(("sgd", "adam"), STEP),
     **dict.fromkeys(("round", "doubt_count", "doubt_write"), DOUBT),
 }
-_NUMBERS = {name: number for number, (name, _) in enumerate(_host.kernels())}
 _PACKERS = {s: struct.Struct("<" + s.replace("p", "Q").replace("i", "q")) for s in set(SIGNATURES.values())}
 
 
@@ -90,14 +89,8 @@ def packed(name: str, arguments: tuple[Argument, ...]) -> bytes:
 
 def launch(name: str, *arguments: Argument) -> None:
     """Run a kernel where its tensors are; the caller has checked dtypes, devices and layouts."""
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    data = packed(name, arguments)
-    if device.type == "cpu":
-        _host.launch(_NUMBERS[name], data, torch.get_num_threads())
-        return
-    from vtrain.kernels import device as gpu
-
-    gpu.launch(device, name, data)
+    where = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    device.of(where).launch(where, name, packed(name, arguments))
 
 
 check_signatures()

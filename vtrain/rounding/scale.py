@@ -39,7 +39,8 @@ class Scale:
     def refined(self, y: torch.Tensor) -> Scale:
         """The same scale with s = 0 for sums of zeros."""
         assert self.empty is not None
-        full = self.dense(y).masked_fill_(self.empty().view(self.shape), 0.0)
+        full = self.dense(y)
+        full.masked_fill_(self.empty().to(full.device).view(self.shape), 0.0)  # a scale may have been moved; it was not
         return replace(self, row=None, col=None, bias=None, full=full, empty=None)
 
     def cpu(self) -> Scale:

@@ -16,6 +16,7 @@ import torch
 
 from vtrain.engine.generators.owner import mine, refuse_entropy
 from vtrain.errors import BackendError
+from vtrain.kernels import device
 
 _native = torch.Generator
 _cdata = operator.attrgetter("_cdata")  # where the generator itself is
@@ -61,8 +62,8 @@ def _led(default: torch.Generator) -> torch.Generator:
     return default if own is None else own.torch
 
 
-class _CudaDefaults(tuple[torch.Generator, ...]):
-    """``torch.cuda.default_generators`` meanwhile: in the step's threads each is torch's global generator."""
+class _Defaults(tuple[torch.Generator, ...]):
+    """``torch.<device>.default_generators`` meanwhile: in the step's threads each is torch's global generator."""
 
     __slots__ = ()
 
@@ -77,7 +78,9 @@ class _CudaDefaults(tuple[torch.Generator, ...]):
 def is_global(generator: torch.Generator) -> bool:
     """Whether a generator that an operation got means the global one: torch's for a device."""
     # an operation gets another Python object for the same generator
-    defaults = torch.default_generator, *tuple.__iter__(torch.cuda.default_generators)
+    defaults = [torch.default_generator]
+    for module in device.modules():
+        defaults += tuple.__iter__(getattr(module, "default_generators", ()))
     return any(_cdata(generator) == _cdata(default) for default in defaults)
 
 
@@ -88,18 +91,33 @@ def torch_led() -> Iterator[None]:
     Raises:
         BackendError: the interpreter's objects are not laid out as CPython's.
     """
-    defaults, lazily = torch.cuda.default_generators, torch.cuda.random._lazy_call
     kind = _class_slot(torch.default_generator)
-    torch.cuda.default_generators = _CudaDefaults(defaults)  # type: ignore[assignment]
-    torch.cuda.random._lazy_call = _seeding(lazily)
-    kind.value = id(_Led)
+    with contextlib.ExitStack() as stack:
+        for module in device.modules():
+            stack.enter_context(_module_led(module))
+        kind.value = id(_Led)
+        try:
+            yield
+        finally:
+            kind.value = id(_native)
+
+
+@contextlib.contextmanager
+def _module_led(module: Any) -> Iterator[None]:
+    """Within: the generators of one type of devices, whose module may make them late, when they are first used."""
+    defaults, randoms = getattr(module, "default_generators", None), getattr(module, "random", module)
+    lazily = getattr(randoms, "_lazy_call", None)
+    if defaults is not None:
+        module.default_generators = _Defaults(defaults)
+    if lazily is not None:
+        randoms._lazy_call = _seeding(lazily, module.__name__)
     try:
         yield
     finally:
-        kind.value = id(_native)
-        torch.cuda.random._lazy_call = lazily
-        if isinstance(torch.cuda.default_generators, _CudaDefaults):  # CUDA may have been initialised inside
-            torch.cuda.default_generators = defaults
+        if lazily is not None:
+            randoms._lazy_call = lazily
+        if isinstance(getattr(module, "default_generators", None), _Defaults):  # it may have been initialised inside
+            module.default_generators = defaults
 
 
 def _class_slot(generator: torch.Generator) -> ctypes.c_void_p:
@@ -113,8 +131,8 @@ def _class_slot(generator: torch.Generator) -> ctypes.c_void_p:
     return slot
 
 
-def _seeding(lazily: Callable[..., None]) -> Callable[..., None]:
-    """``_lazy_call`` as ``torch.cuda.manual_seed`` and ``manual_seed_all`` call it, with or without a device."""
+def _seeding(lazily: Callable[..., None], module: str) -> Callable[..., None]:
+    """``_lazy_call`` as a device's ``manual_seed`` and ``manual_seed_all`` call it, with or without a device."""
 
     def call(callback: Callable[[], None], **kinds: bool) -> None:
         own = mine()
@@ -123,7 +141,7 @@ def _seeding(lazily: Callable[..., None]) -> Callable[..., None]:
             return
         cells = dict(zip(callback.__code__.co_freevars, callback.__closure__, strict=True))
         if "seed" not in cells:
-            refuse_entropy("torch.cuda.seed()", "torch.manual_seed(n)")
+            refuse_entropy(f"{module}.seed()", "torch.manual_seed(n)")
         own.torch.manual_seed(cells["seed"].cell_contents)
 
     return call

@@ -13,6 +13,7 @@ import torch
 
 from vtrain.data.digest import batch_digests
 from vtrain.engine import state
+from vtrain.engine.backend import check_devices
 from vtrain.engine.listener import Listener
 from vtrain.engine.loops.arguments import check_one_process
 from vtrain.engine.loops.metrics import one_number
@@ -117,6 +118,7 @@ class Loop:
                     f"model is a {type(built).__name__}; want a torch.nn.Module or a function that makes one"
                 )
             check_one_process(built)
+            check_devices([*built.parameters(), *built.buffers()])
             self.model = built
             made = optimizer
             if made is not None and not isinstance(made, torch.optim.Optimizer) and callable(made):

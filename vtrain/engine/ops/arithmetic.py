@@ -34,7 +34,7 @@ def _operand(x: Operand, c: torch.dtype, device: torch.device, number: torch.dty
         number: what a Python number is rounded to first.
     """
     if isinstance(x, Tensor):
-        return x.to(c) if x.device == device else x.to(device, c)
+        return x.to(device, c) if x.is_cpu and not x.dim() else x.to(c)  # torch moves such a one, and no other
     return torch.full((), x, dtype=number, device=device).to(c)
 
 

@@ -108,9 +108,16 @@ def _keeps_type(x: Tensor, *args: object, dtype: torch.dtype | None = None, **kw
     return dtype is None or dtype is x.dtype or _NATIVE[x.dtype, dtype]
 
 
-@register("_to_copy.default", cls=OpClass.ROUNDED, native_when=_keeps_type, version=2)
+def _copies_type(x: Tensor, *, non_blocking: bool = False, **kwargs: Any) -> bool:
+    return not non_blocking and _keeps_type(x, **kwargs)
+
+
+@register("_to_copy.default", cls=OpClass.ROUNDED, native_when=_copies_type, version=2)
 def to_copy(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
-    """x in another type, device or layout, in memory of its own."""
+    """x in another type, device or layout, in memory of its own; it is there when the operation is done."""
+    kwargs.pop("non_blocking", None)
+    if _keeps_type(x, dtype=dtype):
+        return aten._to_copy.default(x, dtype=dtype, **kwargs)
     target = dtype or x.dtype
     if target.is_floating_point and target is not F64:
         engine.format(target)
@@ -123,15 +130,15 @@ def to_copy(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, **kw
 
 # ---- operations that convert an operand on the way ------------------------------------------------------------------
 def _copies(x: Tensor, source: Tensor, non_blocking: bool = False) -> bool:
-    return x.dtype is source.dtype and not same_memory(x, source)
+    return x.dtype is source.dtype and not non_blocking and not same_memory(x, source)
 
 
 @register("copy_.default", cls=OpClass.EXACT, native_when=_copies, version=2)
 def copy_(engine: Engine, x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """x becomes source, as it was before the first element was written."""
+    """x becomes source, as it was before the first element was written; it is there when the operation is done."""
     if shifted(x, source):
         source = source.clone()
-    return x.copy_(convert(engine, source, x.dtype), non_blocking)
+    return x.copy_(convert(engine, source, x.dtype))
 
 
 def _replaced(at: int) -> Callable[..., bool]:

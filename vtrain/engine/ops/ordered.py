@@ -105,7 +105,9 @@ def bincount(engine: Engine, x: Tensor, weights: Tensor | None = None, minlength
 @register("histc.default", cls=OpClass.ROUNDED, version=2)
 def histc(engine: Engine, x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
     """Counts of floor((x - min) * bins / (max - min)) in float64 IEEE operations; max is in the last bin."""
-    engine.format(x.dtype)
+    whole = not x.is_floating_point()  # which torch takes on CUDA alone
+    if not whole:
+        engine.format(x.dtype)
     wide = x.to(F64).reshape(-1)
     low, high = (float(min), float(max)) if min != max else (float(wide.min()), float(wide.max()))
     if low == high:
@@ -115,7 +117,8 @@ def histc(engine: Engine, x: Tensor, bins: int = 100, min: float = 0, max: float
     inside = wide[(wide >= low) & (wide <= high)]
     span = torch.full((), high - low, dtype=F64, device=x.device)
     position = torch.div((inside - low) * bins, span).floor().clamp_max_(bins - 1).to(torch.int64)
-    return convert(engine, torch.bincount(position, minlength=bins), x.dtype)
+    counts = torch.bincount(position, minlength=bins)
+    return counts.to(x.dtype) if whole else convert(engine, counts, x.dtype)
 
 
 # ---- searching ------------------------------------------------------------------------------------------------------

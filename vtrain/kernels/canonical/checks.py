@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vtrain.errors import OperandError
+from vtrain.kernels.device import has_kernels, kinds
 
 Tensor = torch.Tensor
 F32, F64 = torch.float32, torch.float64
@@ -20,9 +21,9 @@ def checked(kernel: str, like: Tensor, dtypes: tuple[torch.dtype, ...] = (F32,),
             raise OperandError(f"kernel {kernel}: {name} is {t.dtype}, want {want}")
         if t.device != like.device:
             raise OperandError(f"kernel {kernel}: {name} is on {t.device}, want {like.device}")
-    if like.device.type not in ("cpu", "cuda"):
+    if not has_kernels(like.device):
         raise OperandError(
-            f"kernel {kernel}: {next(iter(operands))} is on {like.device}, want the CPU or a CUDA device"
+            f"kernel {kernel}: {next(iter(operands))} is on {like.device}, want a device of type {', '.join(kinds())}"
         )
 
 
