@@ -286,6 +286,35 @@ class Counting(torch.nn.Module):
         return self.last(h)
 
 
+class Referring(torch.nn.Module):
+    """Parameters and views of them in attributes, as an LSTM's list of its weights and a script's shortcuts are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.last = torch.nn.GRU(6, 4, batch_first=True), torch.nn.Linear(4, 1)
+        self.tied, self.seen, self.raw = {"weight": self.last.weight, "passes": 0}, (), self.last.bias.data
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.tied["passes"] += 1
+        h = self.rnn(x)[0] @ self.tied["weight"].T * self.tied["passes"] + self.raw
+        if self.seen:
+            h = h + self.seen[0] * self.seen[1].sum()
+        self.seen = h.detach(), self.last.weight
+        return h
+
+
+def gradient_scaler(run: Any, at: Callable[[int], object]) -> None:
+    """Makes its scale in the first step."""
+    for step in range(run.steps_done + 1, STEPS + 1):
+        with run.step(batch(step)):
+            scaler = run.extra["scaler"]
+            scaler.scale(run.model(batch(step)).square().mean()).backward()
+            scaler.step(run.optimizer)
+            scaler.update()
+            run.optimizer.zero_grad()
+        at(step)
+
+
 class Growing(torch.nn.Linear):
     """A buffer that grows with the longest batch, and a lazy layer."""
 
@@ -356,6 +385,10 @@ CASES = {
     "masters as parameters": Case(half_by_copies, half_net, masters_as_parameters),
     "lbfgs": Case(lbfgs, optimizer=lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3)),
     "counter": Case(model=Counting),
+    "referring": Case(model=Referring),
+    "gradient scaler": Case(
+        gradient_scaler, extra=lambda m, o: {"scaler": torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)}
+    ),
     "growing": Case(model=Growing, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.01)),
     "accumulated": Case(no_grad_reset),
     "modes": Case(modes, dropout_net),
