@@ -108,6 +108,18 @@ def rate_by_step(run: Any, at: Callable[[int], object]) -> None:
         at(step)
 
 
+def rate_of_a_warm_up(run: Any, at: Callable[[int], object]) -> None:
+    """The first step's rate is not the optimizer's, either."""
+    for step in range(run.steps_done + 1, STEPS + 1):
+        for group in run.optimizer.param_groups:
+            group["lr"] = 0.02 * step
+        with run.step(batch(step)):
+            run.optimizer.zero_grad()
+            run.model(batch(step)).square().mean().backward()
+            run.optimizer.step()
+        at(step)
+
+
 # ---- several objects ------------------------------------------------------------------------------------------------
 def two_nets() -> torch.nn.Module:
     return torch.nn.ModuleDict({"g": torch.nn.Linear(6, 6), "d": torch.nn.Linear(6, 1)})
@@ -374,6 +386,7 @@ CASES = {
     "plateau": Case(plateau, extra=schedule(lambda o: LR.ReduceLROnPlateau(o, patience=1))),
     "each epoch": Case(each_epoch, extra=schedule(lambda o: LR.StepLR(o, 1, 0.5))),
     "rate by step": Case(rate_by_step),
+    "rate of a warm-up": Case(rate_of_a_warm_up),
     "two optimizers": Case(
         adversarial, two_nets, lambda m: torch.optim.Adam(m["g"].parameters(), lr=0.01),
         lambda m, o: {"second": torch.optim.RMSprop(m["d"].parameters(), lr=0.01)},

@@ -141,6 +141,11 @@ class Beyond:
             if p is not None and p.grad is not None:
                 p.grad = None if dropped else torch.zeros_like(p.grad)
 
+    def set_otherwise(self, kept: Mapping[str, Tensor]) -> bool:
+        """Whether hyperparameters are not those of ``kept``, by nobody's doing who is kept, such as a schedule's."""
+        differ = _differing(kept, self.objects())
+        return "groups" in differ and not differ & {_name(name) for name in self._loop.extra}
+
     def _put_attributes(self, found: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> None:
         own = attributes.own(self._loop.model, self._loop.optimizer)
         for path, stands in found.items():
@@ -188,12 +193,12 @@ class Beyond:
     def settled(self) -> bool:
         """Whether all that the program does after a step seems to be done: a checkpoint now would leave nothing out.
 
-        What changes before the first step, changes before each. What follows a step must have changed again. Where it
-        is not to be told - of an object that nothing has changed yet - it is not.
+        What follows a step must have changed again. Where it is not to be told - of an object that nothing has changed
+        yet, or where something changes before the first step, and so before each - it is not.
         """
         since = _differing(self._marked, self.objects())
         unknown = {_name(name) for name in self._loop.extra} - self._inside - since
-        return since >= self._between - self._before and not unknown
+        return since >= self._between and not unknown and not self._before
 
     def rollback(self) -> None:
         """Put ``extra`` objects and hyperparameters back as the last finished step left them."""
