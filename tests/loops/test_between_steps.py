@@ -281,3 +281,19 @@ def test_a_hidden_change_in_a_large_tensor_is_seen_in_its_turn_and_at_checkpoint
             record(tmp_path / f"run{every}", model=wide, optimizer=adam, checkpoint_every=every) as run,
         ):
             steps(run, 20)
+
+
+def test_a_rate_computed_natively_is_said_to_differ_between_machines(tmp_path: Path) -> None:
+    """As one that follows the loss of held-out data: its last bits are the processor's."""
+
+    def body(run: Any, rate: float) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        train(run, steps=1)
+
+    with record(tmp_path / "run", model=net, optimizer=adam) as run:
+        body(run, 0.01)
+    with replay(tmp_path / "run", model=net, optimizer=adam) as run:
+        body(run, 0.010000001)
+    assert not run.verdict.verified
+    assert any("run.evaluation(batch)" in note for note in run.verdict.notes), run.verdict.notes
