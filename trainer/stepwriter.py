@@ -91,13 +91,14 @@ class StepWriter:
         return self._recorder.scalar(step, position, value)
 
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
-        """Write the step before, now that it is known not to be the last."""
+        """Write the checkpoint of the step before, if one is due; its leaf waits, as this step may come to nothing."""
         self._recorder.take()  # what an abandoned step left behind
         # An evaluation belongs to the step before it: the checkpoint waits until it is done too.
         carries = self.due and EVALUATION in batch
-        self._notes = {NEXT: batch_note(batch)} if self._waits else {}
-        self._flush(self.due and not carries)
-        self._notes = {}
+        if self.due and not carries:
+            self._notes = {NEXT: batch_note(batch)} if self._waits else {}
+            self._flush(True)
+            self._notes = {}
         self._carried |= carries
         if self.again is not None:
             self.again.begin(step, batch)
@@ -122,6 +123,7 @@ class StepWriter:
         self._trained += not evaluation
         due = self._carried if evaluation else self._trained % self._every == 0
         self._carried = False
+        self._flush(False)  # the step before, now that it is known not to be the last
         self._pending = self._last = _Pending(leaf, log, done.program, values, files, due)
         if self.due and (done.step == 0 or not self._waits):
             self._flush(True)
