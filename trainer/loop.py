@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from trainer.again import Again
 from trainer.carried import Carried
 from trainer.keys import trainer_key
 from trainer.stepwriter import StepWriter
@@ -23,8 +24,8 @@ from vtrain.engine.loops.arguments import (
     check_path,
     check_policy,
     check_private_key,
+    check_resume,
     check_seed,
-    check_truth,
 )
 from vtrain.engine.loops.auxiliary import AuxiliaryState
 from vtrain.engine.loops.facts import loop_facts
@@ -32,7 +33,7 @@ from vtrain.engine.loops.loop import Loop, Model, Optimizer, StepEnd
 from vtrain.engine.loops.openrun import OpenRun
 from vtrain.engine.optable import table_digest
 from vtrain.engine.state.extra import Extra
-from vtrain.errors import JobError, UsageError
+from vtrain.errors import JobError, UsageError, VtrainError
 from vtrain.job import Job, LoopJob, job_digest
 from vtrain.kernels import scalars
 from vtrain.policy import Policy
@@ -62,6 +63,8 @@ class Recording(OpenRun):
         """A program may do before its step what the checkpoint holds already, such as a schedule's step."""
         if self._put_back:
             kept, self._put_back = self._put_back, {}
+            if self._auxiliary.set_otherwise(kept):
+                warnings.warn(_SET_OTHERWISE.format(step=self.steps_done + 1), stacklevel=5)
             self._auxiliary.put(kept)
 
 
@@ -80,7 +83,8 @@ class record:
         seed: of all random numbers drawn inside steps, below 2^128.
         checkpoint_every: steps between checkpoints.
         key: the trainer's private key or its file; made once per user where it is not given.
-        resume: go on with the run at ``path``.
+        resume: go on with the run at ``path``. Steps that were done before and not kept are compared with what they
+            were; not with ``"anew"``, for a loop that is meant to go on otherwise.
         extra: objects with ``state_dict`` and ``load_state_dict`` to restore on resuming, such as schedulers, second
             optimizers, averages of weights: a dict by name, or a function that makes it for model and optimizer.
 
@@ -101,7 +105,7 @@ class record:
         seed: int | str = 0,
         checkpoint_every: int = 10,
         key: Ed25519PrivateKey | str | os.PathLike[str] | None = None,
-        resume: bool = False,
+        resume: bool | str = False,
         extra: Extra = None,
         on_step: Callable[[StepEnd], None] | None = None,
     ) -> None:
@@ -111,7 +115,7 @@ class record:
         check_policy(policy)
         check_seed(seed)
         check_private_key(key)
-        check_truth("resume", resume)
+        check_resume(resume)
         check_function("on_step", on_step)
         self._path = Path(path)
         self._model, self._optimizer = model, optimizer
@@ -157,6 +161,8 @@ class record:
     def _start(self) -> Recording:
         writer = self._writer
         self._steps = StepWriter(self._policy, writer, self._every, waits=self._waits)
+        if self._waits:
+            self._steps.again = Again(self._policy, writer.lost, anew=self._resume == "anew")
         self._steps.on_initial = lambda digest: writer.identify(self._facts(digest))
         if self._on_step is not None:
             self._steps.on_step = self._on_step
@@ -210,9 +216,20 @@ class record:
                 self._steps.finish()
             elif self._steps.due and self._auxiliary.settled():
                 self._steps.interrupted()
+            else:
+                with contextlib.suppress(VtrainError):  # what ends the run counts
+                    self._steps.given_up()
         finally:
             scalars.release()
             self._writer.close()
+
+
+_SET_OTHERWISE = (
+    "the loop that goes on set another rate or other hyperparameters for step {step} than the interrupted one had; the "
+    "step takes those of the interrupted one. If later ones come from a variable of the program's or from a schedule "
+    "that is not in record(..., extra={{name: object}}), they began anew, and an auditor's loop will not: compute them "
+    "from the step's number, or give the schedule"
+)
 
 
 def _check_same(layout: Layout, data: bytes) -> None:

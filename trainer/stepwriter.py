@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trainer.again import NEXT, Again, batch_note, refuse
 from trainer.calibration import Calibration
 from trainer.listener import Recorder
 from trainer.logsize import LogSize
@@ -22,6 +23,7 @@ from vtrain.errors import CheckpointError
 from vtrain.policy import Policy
 from vtrain.store.checkpoint import RESUME
 from vtrain.store.logformat import step_digest
+from vtrain.store.lost import MACHINE
 from vtrain.store.steplog import StepLog
 from vtrain.store.writer import RunWriter, last_checkpoint, written_leaves
 
@@ -55,6 +57,7 @@ class StepWriter:
         on_initial: called with the state digest of step 0 before anything of it is signed.
         on_step: called after each step with its values, for progress bars.
         size: how much was logged.
+        again: compares steps that are done again with what they were; None where nobody does.
     """
 
     def __init__(self, policy: Policy, writer: RunWriter, checkpoint_every: int, *, waits: bool = False) -> None:
@@ -68,6 +71,9 @@ class StepWriter:
         self._trained = -1  # number of the last step that was no evaluation, these not counted
         self._carried = False
         self._last: _Pending | None = None
+        self._notes: dict[str, Any] = {}
+        self._said = False
+        self.again: Again | None = None
         self.meta: Callable[[], dict[str, Any]] = dict
         self.resume: Callable[[], dict[str, torch.Tensor]] = dict
         self.on_initial: Callable[[str], None] = lambda digest: None
@@ -85,12 +91,17 @@ class StepWriter:
         return self._recorder.scalar(step, position, value)
 
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
-        """Write the step before, now that it is known not to be the last."""
+        """Write the checkpoint of the step before, if one is due; its leaf waits, as this step may come to nothing."""
         self._recorder.take()  # what an abandoned step left behind
         # An evaluation belongs to the step before it: the checkpoint waits until it is done too.
         carries = self.due and EVALUATION in batch
-        self._flush(self.due and not carries)
+        if self.due and not carries:
+            self._notes = {NEXT: batch_note(batch)} if self._waits else {}
+            self._flush(True)
+            self._notes = {}
         self._carried |= carries
+        if self.again is not None:
+            self.again.begin(step, batch)
 
     def end_step(self, done: StepEnd, files: Callable[[], state.Files]) -> None:
         """Commit to the step; a checkpoint where one is due."""
@@ -104,15 +115,27 @@ class StepWriter:
         log = self._recorder.take()
         self.size.add(done.step, log, settled, calibrating)
         leaf = Leaf(done.step, done.batch, done.metrics, step_digest(log).hex(), done.sites, calibration=calibration)
-        values = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
+        self._compare(leaf)
+        values: dict[str, Any] = {"step": done.step, "seconds": round(done.seconds, 6), **done.values}
+        if self.again is not None and not self._said:
+            self._said, values[MACHINE] = True, self.again.machine
         evaluation = EVALUATION in done.batch
         self._trained += not evaluation
         due = self._carried if evaluation else self._trained % self._every == 0
         self._carried = False
+        self._flush(False)  # the step before, now that it is known not to be the last
         self._pending = self._last = _Pending(leaf, log, done.program, values, files, due)
         if self.due and (done.step == 0 or not self._waits):
             self._flush(True)
         self.on_step(done)
+
+    def _compare(self, leaf: Leaf) -> None:
+        """With the step as it was before an interruption; where it differs, that stays on disk for the next try."""
+        found = "" if self.again is None else self.again.check(leaf)
+        if found:
+            self._flush(False)
+            self._writer.put_back(leaf.step)
+            refuse(found)
 
     @property
     def due(self) -> bool:
@@ -133,6 +156,10 @@ class StepWriter:
     def interrupted(self) -> None:
         """Write the last step's checkpoint, which is due: what follows the step is done, or nothing does."""
         self._flush(True)
+
+    def given_up(self) -> None:
+        """Write the last step without a checkpoint: it will be done again, and compared."""
+        self._flush(False)
 
     def _calibrate(self, leaves: list[Leaf]) -> None:
         """Take up thresholds where the leaves up to the checkpoint left them."""
@@ -168,6 +195,8 @@ class StepWriter:
         if state.digest(loop.files()).text != leaves[-1].state:
             raise CheckpointError(f"{writer.layout.checkpoint(step)}: not the state that its leaf commits to")
         self._calibrate(leaves)
+        if self.again is not None:
+            self.again.expect(step + 1, meta)
         return {name: to_tensor(t) for name, t in beyond.items()}, meta
 
     def _flush(self, whole: bool) -> None:
@@ -188,4 +217,4 @@ class StepWriter:
         if leaf.step == 0:
             self.on_initial(leaf.state)
         self._writer.step(leaf, pending.log, pending.program)
-        self._writer.checkpoint(leaf.step, files, self.meta())
+        self._writer.checkpoint(leaf.step, files, self.meta() | self._notes)

@@ -84,6 +84,12 @@ class Replayer:
         self._used = 0
 
     # ---- steps ----------------------------------------------------------------------------------------------------
+    def has(self, step: int, batch: Mapping[str, str]) -> bool:
+        """Whether the run has this step with this batch; True once there is a finding, which ``begin_step`` repeats."""
+        if self.finding is not None:
+            return True
+        return step <= self._evidence.last_step and self._leaf(step).batch == batch
+
     @_final
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
         """Compare the batch, and open the step's log."""

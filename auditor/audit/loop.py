@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from auditor.audit import uncaught
 from auditor.audit.listener import Replayer
 from auditor.audit.table import check_table
+from auditor.audit.trying import Trying
 from auditor.evidence import open_run
 from auditor.verdict import Verdict
 from auditor.verdict.verdict import UNFINISHED, VERIFIED, begin
@@ -120,7 +121,8 @@ class replay:
         check_table(job.optable)
         self._evidence = evidence
         self._replayer = Replayer(evidence, job.policy.scalar_ulps)
-        self._loop = Loop(self._replayer, job.policy, job.seed, keeps=True)
+        self._trying = Trying(self._replayer)
+        self._loop = Loop(self._trying, job.policy, job.seed, keeps=True)
         self._verdict = begin(evidence, environment())
         self._verdict.result = UNFINISHED
         try:
@@ -166,6 +168,9 @@ class replay:
     ) -> bool:
         scalars.release()
         self._undo()
+        if isinstance(value, Exception):
+            with contextlib.suppress(Refuted):  # which is the replayer's finding then
+                self._trying.compare()
         found, verdict, done = self._replayer.finding, self._verdict, self._loop.steps_done
         verdict.replayed = [(0, done)] if done >= 0 else []
         verdict.count(self._replayer.counts)

@@ -69,7 +69,12 @@ TRAINING = register(
         doubts={
             "data": "honest machines can differ in a batch that is computed outside the steps: torch's own draws of "
             "floats, linspace, exp and interpolation give other last bits on another processor; make it with integers "
-            "(randint, randperm, indices into data from a file), `with vtrain.seeded(seed):`, or inside the step"
+            "(randint, randperm, indices into data from a file), `with vtrain.seeded(seed):`, or inside the step",
+            "steps": "a loop that stops by the clock, or by hand, ends elsewhere for whoever repeats it; let it "
+            "stop at a step's number, which both know",
+            "scalars": "honest machines can differ in a number that is computed outside the steps by torch, such as a "
+            "rate that follows the loss of held-out data: torch's sums and products give other last bits on another "
+            "processor; compute it inside a step or `with run.evaluation(batch):`",
         },
     )
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -91,13 +92,25 @@ def test_in_place_writes_through_a_view(name: str) -> None:
     assert not base[:, 6:].any()
 
 
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    "adam": (torch.optim.Adam, {}),
+    "amsgrad": (torch.optim.Adam, {"amsgrad": True}),
+    "adamw": (torch.optim.AdamW, {}),
+    "rmsprop": (torch.optim.RMSprop, {"momentum": 0.9}),
+    "centered rmsprop": (torch.optim.RMSprop, {"centered": True}),
+    "adamax": (torch.optim.Adamax, {}),
+    "adadelta": (torch.optim.Adadelta, {}),
+}
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
 @pytest.mark.parametrize("policy", list(POLICIES))
-def test_foreach_optimizers_give_the_bits_of_the_default_ones(make: type[torch.optim.Optimizer], policy: str) -> None:
+def test_foreach_optimizers_give_the_bits_of_the_default_ones(name: str, policy: str) -> None:
+    make, extra = OPTIMIZERS[name]
     results = []
     for foreach in (None, False, True):
         parameters = [torch.nn.Parameter(X.clone()), torch.nn.Parameter(Y.clone())]
-        extra = {"momentum": 0.9} if make in (torch.optim.SGD, torch.optim.RMSprop) else {}
         optimizer = make(parameters, lr=0.1, weight_decay=0.01, foreach=foreach, **extra)
         session = Session(Plain(), POLICIES[policy], 0)
         for step in (1, 2, 3):

@@ -108,6 +108,18 @@ def rate_by_step(run: Any, at: Callable[[int], object]) -> None:
         at(step)
 
 
+def rate_of_a_warm_up(run: Any, at: Callable[[int], object]) -> None:
+    """The first step's rate is not the optimizer's, either."""
+    for step in range(run.steps_done + 1, STEPS + 1):
+        for group in run.optimizer.param_groups:
+            group["lr"] = 0.02 * step
+        with run.step(batch(step)):
+            run.optimizer.zero_grad()
+            run.model(batch(step)).square().mean().backward()
+            run.optimizer.step()
+        at(step)
+
+
 # ---- several objects ------------------------------------------------------------------------------------------------
 def two_nets() -> torch.nn.Module:
     return torch.nn.ModuleDict({"g": torch.nn.Linear(6, 6), "d": torch.nn.Linear(6, 1)})
@@ -286,6 +298,35 @@ class Counting(torch.nn.Module):
         return self.last(h)
 
 
+class Referring(torch.nn.Module):
+    """Parameters and views of them in attributes, as an LSTM's list of its weights and a script's shortcuts are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.last = torch.nn.GRU(6, 4, batch_first=True), torch.nn.Linear(4, 1)
+        self.tied, self.seen, self.raw = {"weight": self.last.weight, "passes": 0}, (), self.last.bias.data
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.tied["passes"] += 1
+        h = self.rnn(x)[0] @ self.tied["weight"].T * self.tied["passes"] + self.raw
+        if self.seen:
+            h = h + self.seen[0] * self.seen[1].sum()
+        self.seen = h.detach(), self.last.weight
+        return h
+
+
+def gradient_scaler(run: Any, at: Callable[[int], object]) -> None:
+    """Makes its scale in the first step."""
+    for step in range(run.steps_done + 1, STEPS + 1):
+        with run.step(batch(step)):
+            scaler = run.extra["scaler"]
+            scaler.scale(run.model(batch(step)).square().mean()).backward()
+            scaler.step(run.optimizer)
+            scaler.update()
+            run.optimizer.zero_grad()
+        at(step)
+
+
 class Growing(torch.nn.Linear):
     """A buffer that grows with the longest batch, and a lazy layer."""
 
@@ -345,6 +386,7 @@ CASES = {
     "plateau": Case(plateau, extra=schedule(lambda o: LR.ReduceLROnPlateau(o, patience=1))),
     "each epoch": Case(each_epoch, extra=schedule(lambda o: LR.StepLR(o, 1, 0.5))),
     "rate by step": Case(rate_by_step),
+    "rate of a warm-up": Case(rate_of_a_warm_up),
     "two optimizers": Case(
         adversarial, two_nets, lambda m: torch.optim.Adam(m["g"].parameters(), lr=0.01),
         lambda m, o: {"second": torch.optim.RMSprop(m["d"].parameters(), lr=0.01)},
@@ -356,6 +398,10 @@ CASES = {
     "masters as parameters": Case(half_by_copies, half_net, masters_as_parameters),
     "lbfgs": Case(lbfgs, optimizer=lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3)),
     "counter": Case(model=Counting),
+    "referring": Case(model=Referring),
+    "gradient scaler": Case(
+        gradient_scaler, extra=lambda m, o: {"scaler": torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)}
+    ),
     "growing": Case(model=Growing, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.01)),
     "accumulated": Case(no_grad_reset),
     "modes": Case(modes, dropout_net),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -281,3 +282,63 @@ def test_a_hidden_change_in_a_large_tensor_is_seen_in_its_turn_and_at_checkpoint
             record(tmp_path / f"run{every}", model=wide, optimizer=adam, checkpoint_every=every) as run,
         ):
             steps(run, 20)
+
+
+def test_a_rate_computed_natively_is_said_to_differ_between_machines(tmp_path: Path) -> None:
+    """As one that follows the loss of held-out data: its last bits are the processor's."""
+
+    def body(run: Any, rate: float) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        train(run, steps=1)
+
+    with record(tmp_path / "run", model=net, optimizer=adam) as run:
+        body(run, 0.01)
+    with replay(tmp_path / "run", model=net, optimizer=adam) as run:
+        body(run, 0.010000001)
+    assert not run.verdict.verified
+    assert any("run.evaluation(batch)" in note for note in run.verdict.notes), run.verdict.notes
+
+
+def leaving_out(run: Any) -> None:
+    """A batch whose loss is not finite is left out, where it is found; one more after the last step."""
+    for number in (1, 2, 99, 3, 99):
+        x = batch(number) if number < 99 else torch.full((4, 6), torch.inf)
+        try:
+            with run.step(x):
+                loss = run.model(x).square().mean()
+                if not torch.isfinite(loss):
+                    raise Skip
+                loss.backward()
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+        except Skip:
+            run.rollback()
+
+
+def test_a_batch_that_fails_is_left_out_by_whoever_replays_too(tmp_path: Path) -> None:
+    verdict = both(tmp_path / "run", leaving_out)
+    assert verdict.verified and open_run(tmp_path / "run").last_step == 3, str(verdict)
+
+
+def test_a_loop_that_goes_on_longer_is_refuted_and_said_why(tmp_path: Path) -> None:
+    with record(tmp_path / "run", model=net, optimizer=adam) as run:
+        train(run, steps=2)
+    with replay(tmp_path / "run", model=net, optimizer=adam) as run:
+        train(run, steps=3)
+    assert run.verdict.first_bad_step == 3 and not run.verdict.verified
+    assert any("stops by the clock" in note for note in run.verdict.notes), run.verdict.notes
+
+
+@pytest.mark.parametrize("steps", [2, 3])  # a checkpoint is due there, or not
+def test_a_run_may_end_by_a_step_that_fails(tmp_path: Path, steps: int) -> None:
+    """As where Ctrl-C in a step is caught around the loop."""
+
+    def body(run: Any) -> None:
+        train(run, steps=steps)
+        with contextlib.suppress(KeyboardInterrupt), run.step(batch(9)):
+            run.model(batch(9)).square().mean().backward()
+            raise KeyboardInterrupt
+
+    assert both(tmp_path / "run", body).verified
+    assert open_run(tmp_path / "run").last_step == steps

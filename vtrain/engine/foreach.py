@@ -19,10 +19,13 @@ def single(func: Any) -> tuple[Any, bool] | None:
     base = name.rstrip("_")
     if base == "norm":
         return aten.linalg_vector_norm.default, False
-    packet = getattr(aten, base + ("_" if inplace else ""), None)
+    extremum = base in ("maximum", "minimum")  # which have no form in place
+    packet = getattr(aten, base + ("_" if inplace and not extremum else ""), None)
     if packet is None:
         return None
-    if base in _ARITHMETIC or base in ("maximum", "minimum", "clamp_min", "clamp_max"):
+    if extremum:
+        wanted = "default"
+    elif base in _ARITHMETIC or base in ("clamp_min", "clamp_max"):
         wanted = "Tensor" if base in _ARITHMETIC or overload in ("List", "Tensor") else "default"
     elif overload in ("Scalar", "ScalarList"):
         wanted = _UNARY_SCALAR.get(base, "default")
@@ -30,8 +33,6 @@ def single(func: Any) -> tuple[Any, bool] | None:
         wanted = "Tensor" if overload == "List" else "Scalar"
     else:
         wanted = "default"
-    if base in ("maximum", "minimum"):
-        packet, wanted = getattr(aten, base), "default"
     found = getattr(packet, wanted, None)
     return None if found is None else (found, inplace)
 

@@ -38,6 +38,7 @@ from vtrain.store.identity import MAX_BYTES as MAX_IDENTITY_BYTES
 from vtrain.store.identity import Identity, LoopFacts, parse_identity
 from vtrain.store.layout import MAX_PROGRAM_BYTES, Layout, WriterLock, safe_open, step_name
 from vtrain.store.log import LogWriter, discard_after
+from vtrain.store.lost import MACHINE, LostStep, lost_steps
 from vtrain.store.steplog import StepLog
 
 
@@ -53,6 +54,7 @@ class RunWriter:
     Attributes:
         checkpoint_step: step of the last acknowledged checkpoint, -1 if there is none.
         identity: what the run is; None until ``identify``.
+        lost: steps that were done after that checkpoint, as far as is known.
         on_acknowledged: called when a checkpoint or the statement is durable, before anything else is written.
     """
 
@@ -61,6 +63,7 @@ class RunWriter:
         self._digest = digest
         self._key = key
         self.on_acknowledged: Callable[[], None] = _nobody
+        self.lost: dict[int, LostStep] = {}
         self._lock = WriterLock(layout)
         self._lock.__enter__()
         try:
@@ -82,6 +85,7 @@ class RunWriter:
         self.identity = _identity(layout, self._digest)
         if self.identity is None and self.checkpoint_step >= 0:
             raise VersionError(f"{layout.root}: has no run.json: an earlier release began it, and must go on with it")
+        self.lost = lost_steps(layout, lines)
         self._drop_after(self.checkpoint_step, lines)
         self._transcript = transcript.TranscriptWriter(layout.transcript)
         self._log = LogWriter(layout.log)
@@ -177,6 +181,14 @@ class RunWriter:
         made = statement.make_statement(name, file_digest(self.layout.root / name), RUN_PREDICATE, predicate)
         write_bytes(self.layout.attestation, statement.sign_statement(made, self._key))
         self.on_acknowledged()
+
+    def put_back(self, step: int) -> None:
+        """Write the lost steps from ``step`` on again: who resumes next compares with them, too."""
+        for number in range(step, step + len(self.lost)):
+            if number not in self.lost:
+                return
+            self.metrics({"step": number, MACHINE: self.lost[number].machine})
+            self._transcript.append(self.lost[number].leaf.to_json())
 
     def close(self) -> None:
         """Give up what follows the last checkpoint, and let go of the run."""

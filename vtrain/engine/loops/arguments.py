@@ -140,14 +140,14 @@ def check_public_key(key: Any) -> None:
         raise UsageError(f"trainer_key is {_name(key)}; want the trainer's .pub file, or an Ed25519PublicKey")
 
 
-def check_truth(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False.
+def check_resume(resume: Any) -> None:
+    """Refuse what says neither whether nor how to resume.
 
     Raises:
         UsageError: that.
     """
-    if not isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}; want True or False")
+    if not isinstance(resume, bool) and resume != "anew":
+        raise UsageError(f"resume is {resume!r}; want True, False or 'anew'")
 
 
 def check_function(name: str, value: Any) -> None:

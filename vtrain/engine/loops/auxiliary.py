@@ -6,6 +6,7 @@ the model keeps in Python: counters in attributes, modes of layers, frozen param
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,6 +78,8 @@ class AuxiliaryState:
         for name, o in self._loop.extra.items():
             try:
                 found.update(nest.flatten(_name(name), o.state_dict()))
+                if numbers := _numbers(o):
+                    found.update(nest.flatten(f"numbers.{nest.quote(name)}", numbers))
             except StateError as error:
                 kind = type(o)
                 raise StateError(
@@ -91,11 +94,18 @@ class AuxiliaryState:
 
     def _changed(self) -> dict[str, Any]:
         assert self._begun is not None
-        return {
-            path: value
-            for path, value in attributes.values(self._loop.model)
-            if attributes.print_of(value) != self._begun.get(path) and nest.keepable(value)
-        }
+        own = attributes.own(self._loop.model, self._loop.optimizer)
+        names = {id(t): name for name, t in own.items()}
+        memory = {t.untyped_storage()._cdata for t in own.values() if attributes.has_memory(t)}
+        found = {}
+        for path, value in attributes.values(self._loop.model):
+            if attributes.print_of(value) == self._begun.get(path):
+                continue
+            with contextlib.suppress(StateError):
+                stands = attributes.with_references(value, names, memory)
+                if nest.keepable(stands):
+                    found[path] = stands
+        return found
 
     def _thawed(self) -> dict[str, bool]:
         now = {name: p.requires_grad for name, p in self._loop.model.named_parameters()}
@@ -122,10 +132,7 @@ class AuxiliaryState:
             return
         model = self._loop.model
         modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-        for path, value in nest.rebuild("attributes", kept).items():
-            owner, _, key = path.rpartition(".")
-            if owner in modules:
-                setattr(modules[owner], key, value)
+        self._put_attributes(nest.rebuild("attributes", kept), modules)
         for name, flag in nest.rebuild("requires_grad", kept).items():
             if name in parameters:
                 parameters[name].requires_grad_(flag)
@@ -134,12 +141,32 @@ class AuxiliaryState:
             if p is not None and p.grad is not None:
                 p.grad = None if dropped else torch.zeros_like(p.grad)
 
+    def set_otherwise(self, kept: Mapping[str, Tensor]) -> bool:
+        """Whether hyperparameters are not those of ``kept``, by nobody's doing who is kept, such as a schedule's."""
+        differ = _differing(kept, self.objects())
+        return "groups" in differ and not differ & {_name(name) for name in self._loop.extra}
+
+    def _put_attributes(self, found: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> None:
+        own = attributes.own(self._loop.model, self._loop.optimizer)
+        for path, stands in found.items():
+            owner, _, key = path.rpartition(".")
+            if owner not in modules:
+                continue
+            try:
+                value = attributes.without_references(stands, own)
+            except KeyError as error:
+                raise CheckpointError(f"{path}: refers to {error}, which the model does not have") from error
+            setattr(modules[owner], key, value)
+
     def _put_objects(self, kept: Mapping[str, Tensor]) -> None:
         there = {nest.root(name) for name in kept}
         if missing := [name for name in self._loop.extra if _name(name) not in there]:
             raise CheckpointError(f"a checkpoint has no state of extra {', '.join(map(repr, missing))}")
         for name, o in self._loop.extra.items():
             o.load_state_dict(nest.rebuild(_name(name), kept))
+            if (numbers := f"numbers.{nest.quote(name)}") in there:
+                for key, t in nest.rebuild(numbers, kept).items():
+                    setattr(o, key, t.to(getattr(getattr(o, key, None), "device", "cpu")))
         groups, mine = nest.rebuild("groups", kept), self._groups()
         if len(groups) != len(mine):
             raise CheckpointError(f"a checkpoint has {len(groups)} parameter groups, the optimizer {len(mine)}")
@@ -166,12 +193,12 @@ class AuxiliaryState:
     def settled(self) -> bool:
         """Whether all that the program does after a step seems to be done: a checkpoint now would leave nothing out.
 
-        What changes before the first step, changes before each. What follows a step must have changed again. Where it
-        is not to be told - of an object that nothing has changed yet - it is not.
+        What follows a step must have changed again. Where it is not to be told - of an object that nothing has changed
+        yet, or where something changes before the first step, and so before each - it is not.
         """
         since = _differing(self._marked, self.objects())
         unknown = {_name(name) for name in self._loop.extra} - self._inside - since
-        return since >= self._between - self._before and not unknown
+        return since >= self._between and not unknown and not self._before
 
     def rollback(self) -> None:
         """Put ``extra`` objects and hyperparameters back as the last finished step left them."""
@@ -196,3 +223,11 @@ def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> set[s
 
 def _name(extra: str) -> str:
     return f"extra.{nest.quote(extra)}"
+
+
+def _numbers(o: Any) -> dict[str, Tensor]:
+    """Single numbers that an object has as tensors: a gradient scaler makes its in the first step, and gives floats."""
+    if isinstance(o, torch.nn.Module | torch.optim.Optimizer):
+        return {}
+    found = getattr(o, "__dict__", {})
+    return {key: t for key, t in found.items() if type(t) is Tensor and t.numel() == 1 and not t.requires_grad}

@@ -7,10 +7,14 @@ those that changed are kept beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+
+from vtrain.engine.state.nest import WHOLE, Reference
+from vtrain.errors import StateError
 
 _MOST = 100_000  # entries of one model
 _DEEPEST = 5
@@ -37,6 +41,57 @@ def values(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         yield from ((f"{prefix}{key}", value) for key, value in vars(module).items() if key not in _OF_TORCH)
+
+
+def own(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    """By name the tensors that model and optimizer are made of, to which attributes may refer, as an LSTM's do."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
+    known = set(map(id, found.values()))
+    for i, group in enumerate([] if optimizer is None else optimizer.param_groups):
+        found |= {f"{i}/{j}": p for j, p in enumerate(group["params"]) if id(p) not in known}
+    return found
+
+
+def has_memory(t: torch.Tensor) -> bool:
+    """Whether it has memory of its own: not one that wraps others, is sparse, or is yet to be made."""
+    return type(t) in WHOLE and t.layout is torch.strided
+
+
+def with_references(value: Any, names: Mapping[int, str], memory: set[int]) -> Any:
+    """``value`` with a reference in the place of each tensor whose identity is in ``names``.
+
+    Raises:
+        StateError: a tensor that only shares its memory with one of them, which no copy would.
+    """
+
+    def stands(v: Any) -> Any:
+        if not isinstance(v, torch.Tensor):
+            return v
+        if id(v) in names:
+            return Reference(names[id(v)])
+        if has_memory(v) and v.untyped_storage()._cdata in memory:
+            raise StateError("a view of a parameter can't be kept in a checkpoint")
+        return v
+
+    return _mapped(value, stands)
+
+
+def without_references(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """What ``with_references`` was given.
+
+    Raises:
+        KeyError: there is no tensor of that name.
+    """
+    return _mapped(value, lambda v: tensors[v] if isinstance(v, Reference) else v)
+
+
+def _mapped(value: Any, f: Callable[[Any], Any], depth: int = 0) -> Any:
+    if depth > _DEEPEST or not isinstance(value, dict | list | tuple | deque):
+        return f(value)
+    if isinstance(value, dict):
+        return {key: _mapped(part, f, depth + 1) for key, part in value.items()}
+    parts = [_mapped(part, f, depth + 1) for part in value]
+    return parts if isinstance(value, list) else deque(parts) if isinstance(value, deque) else tuple(parts)
 
 
 def print_of(value: Any) -> dict[str, Any]:

@@ -23,6 +23,10 @@ _DEEPEST = 32
 _INT64 = range(-(2**63), 2**63)
 
 
+class Reference(str):
+    """Stands in a nest for a tensor that is kept elsewhere, under this name."""
+
+
 def parts(name: str, t: Tensor) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of what a tensor is made of: itself, or the tensors that a wrapper subclass holds, by attribute.
 
@@ -108,6 +112,8 @@ def _written(value: Any) -> tuple[str, str] | None:
     """What is kept as a text, and the text."""
     if value is None:
         return "none", ""
+    if isinstance(value, Reference):
+        return "reference", value
     if isinstance(value, str):
         return "text", value
     if isinstance(value, int):
@@ -121,7 +127,7 @@ def _written(value: Any) -> tuple[str, str] | None:
 
 _CONTAINERS: dict[str, type[Any]] = {"list": list, "tuple": tuple, "deque": deque, "set": set}
 _WRITTEN: dict[str, Callable[[str], Any]] = {
-    "none": lambda text: None, "text": str, "integer": int, "bytes": bytes.fromhex,
+    "none": lambda text: None, "text": str, "reference": Reference, "integer": int, "bytes": bytes.fromhex,
     "dtype": lambda text: getattr(torch, text.removeprefix("torch.")), "device": torch.device,
 }  # fmt: skip
 
