@@ -201,12 +201,12 @@ OF_CUDA = {"vtrain.kernels.cuda", "vtrain.kernels.nvrtc"}
 
 
 def cuda_by_name(path: Path) -> Iterator[str]:
-    """Names, attributes and texts of a file's code that are CUDA's; its docstrings may speak of it."""
+    """Names, attributes and texts of a file's code that are CUDA's; its docstrings and messages may speak of it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     texts = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
     for node in ast.walk(tree):
         names = [getattr(node, field, None) for field in ("attr", "id", "name", "module")]
-        if isinstance(node, ast.Constant) and id(node) not in texts:
+        if isinstance(node, ast.Constant) and id(node) not in texts and " " not in str(node.value):  # no message
             names.append(node.value)
         for name in names:
             if isinstance(name, str) and "cuda" in name.replace("CUDA_VISIBLE_DEVICES", "").lower():

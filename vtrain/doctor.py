@@ -28,13 +28,14 @@ def integer_products() -> dict[str, str]:
     import torch
 
     from vtrain.engine.carriers import note
+    from vtrain.kernels import device
 
     found = {}
-    for name in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))):
+    for place in (torch.device("cpu"), *device.present()):
         try:
-            found[name] = note(torch.device(name))
+            found[str(place)] = note(place)
         except BackendError as error:
-            found[name] = str(error)
+            found[str(place)] = str(error)
     return found
 
 

@@ -30,7 +30,7 @@ def int_mm(a: Tensor, b: Tensor, ready: Tensor | None = None) -> Tensor:
     On CUDA torch wants more than 16 rows and multiples of 8 otherwise: zeros fill up. There the right factor's columns
     lie in memory one after the other, which every generation's matrix units take.
     """
-    if not a.is_cuda:
+    if a.device.type == "cpu":
         return _with_onednn(a, b, ready)
     wide_a, wide_b = filled(a, b)
     return torch._int_mm(wide_a.contiguous(), wide_b.t().contiguous().t())[: a.shape[0], : b.shape[1]]
