@@ -28,7 +28,7 @@ def test_a_gpu_has_the_bits_of_the_host(group: str, monkeypatch: pytest.MonkeyPa
     assert all(same_bits(a, b) for a, b in zip(host, GROUPS[group](), strict=True))
 
 
-@pytest.mark.parametrize("matmul", ["chain", "logged"])
+@pytest.mark.parametrize("matmul", ["chain", "integer", "logged"])
 def test_trained_on_a_gpu_audited_on_the_cpu(matmul: str, tmp_path: Path) -> None:
     x, y = torch.randn(16, 8), torch.randn(16, 1)
 
