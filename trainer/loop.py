@@ -49,12 +49,17 @@ class Recording(OpenRun):
     def __init__(self, loop: Loop, auxiliary: AuxiliaryState, kept: dict[str, torch.Tensor]) -> None:
         super().__init__(loop, auxiliary)
         self._put_back = kept
+        self._looked = False
         self._carried = Carried(loop, auxiliary)
 
     @contextlib.contextmanager
     def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
         """As ``OpenRun.step``."""
         self._prepare()
+        if not self._looked:
+            self._looked = True
+            if self._auxiliary.schedule_left_out():
+                warnings.warn(_SCHEDULE_LEFT_OUT, stacklevel=4)
         self._auxiliary.before_step()
         with self._carried.watching(self.steps_done + 1), super().step(batch, indices=indices):
             yield
@@ -224,6 +229,10 @@ class record:
             self._writer.close()
 
 
+_SCHEDULE_LEFT_OUT = (
+    "the optimizer has a learning rate schedule that is not in record(..., extra={name: schedule}): no checkpoint "
+    "holds it, so that a resumed run would begin it anew and train at other rates than an auditor's loop"
+)
 _SET_OTHERWISE = (
     "the loop that goes on set another rate or other hyperparameters for step {step} than the interrupted one had; the "
     "step takes those of the interrupted one. If later ones come from a variable of the program's or from a schedule "

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import vtrain
 from vtrain.random import StreamKey, randint, uniform24, words
@@ -247,7 +248,7 @@ def loop(case: Case, run: Any) -> None:
     for step in range(STEPS):
         batches = [case.batch(step * case.accumulate + part) for part in range(case.accumulate)]
         with run.step(batches):
-            for batch in ({name: there(value) for name, value in b.items()} for b in batches):
+            for batch in map(there, batches):
                 with torch.autocast(DEVICE.type, torch.bfloat16) if case.autocast else contextlib.nullcontext():
                     loss = case.loss(model, batch)
                 (loss / case.accumulate).backward()
@@ -265,9 +266,9 @@ def placed(case: Case) -> Callable[[], nn.Module]:
     return lambda: case.model().to(DEVICE)
 
 
-def there(value: Any) -> Any:
-    """A tensor where the model is; copies are exact."""
-    return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+def there(batch: Batch) -> Batch:
+    """A batch where the model is; copies are exact."""
+    return pytree.tree_map(lambda v: v.to(DEVICE) if isinstance(v, torch.Tensor) else v, batch)
 
 
 def record_case(case: Case, path: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:

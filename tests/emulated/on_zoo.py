@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "e2e"))
@@ -32,23 +30,11 @@ def settings() -> Any:
     assert torch.ops.emulated.violations() == 0
 
 
-def on(case: zoo.Case, device: str) -> zoo.Case:
-    """The case on a device: its model is moved there, and each batch."""
-
-    def moved(batch: Any) -> Any:
-        return pytree.tree_map(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, batch)
-
-    return dataclasses.replace(
-        case, model=lambda: case.model().to(device), loss=lambda model, batch: case.loss(model, moved(batch))
-    )
-
-
 def outcome(name: str, there: str, here: str, changes: dict[str, Any], path: Path) -> dict[str, Any]:
-    autocast, case = torch.autocast, zoo.CASES[name]
     with pytest.MonkeyPatch.context() as patch:
         for device, work in ((there, zoo.record_case), (here, zoo.replay_case)):
-            patch.setattr(torch, "autocast", lambda kind, *rest, d=device: autocast(d, *rest))
-            found = work(on(case, device), path, changes)
+            patch.setattr(zoo, "DEVICE", torch.device(device))
+            found = work(zoo.CASES[name], path, changes)
     return found
 
 

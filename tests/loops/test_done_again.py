@@ -180,3 +180,18 @@ def test_no_false_word(tmp_path: Path) -> None:
         with pytest.raises(Stop):
             train(tmp_path / "run", body, 6)
         train(tmp_path / "run", body, resume=True)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_schedule_left_out_is_said(tmp_path: Path, given: bool, recwarn: pytest.WarningsRecorder) -> None:
+    model = net()
+    optimizer = sgd(model)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    extra = {"schedule": schedule} if given else None
+    with record(tmp_path / "run", model=model, optimizer=optimizer, extra=extra) as run:
+        for step in (1, 2):
+            step_on(run, batch(step))
+            schedule.step()
+    said = [w for w in recwarn if "schedule that is not in record" in str(w.message)]
+    assert len(said) == (not given)
+    assert all(w.filename == __file__ for w in said)

@@ -7,6 +7,7 @@ the model keeps in Python: counters in attributes, modes of layers, frozen param
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -146,6 +147,14 @@ class AuxiliaryState:
         differ = _differing(kept, self.objects())
         return "groups" in differ and not differ & {_name(name) for name in self._loop.extra}
 
+    def schedule_left_out(self) -> bool:
+        """Whether one of torch's schedules leads the optimizer, and none that is kept."""
+        optimizer = self._loop.optimizer
+        if not self._whole or not hasattr(getattr(optimizer, "step", None), "_wrapped_by_lr_sched"):
+            return False
+        held = [v for o in self._loop.extra.values() for v in (o, *getattr(o, "__dict__", {}).values())]
+        return not any(isinstance(v, torch.optim.lr_scheduler.LRScheduler) for v in held)
+
     def _put_attributes(self, found: Mapping[str, Any], modules: Mapping[str, torch.nn.Module]) -> None:
         own = attributes.own(self._loop.model, self._loop.optimizer)
         for path, stands in found.items():
@@ -156,7 +165,8 @@ class AuxiliaryState:
                 value = attributes.without_references(stands, own)
             except KeyError as error:
                 raise CheckpointError(f"{path}: refers to {error}, which the model does not have") from error
-            setattr(modules[owner], key, value)
+            bound = getattr(getattr(modules[owner], key, None), "maxlen", None)
+            setattr(modules[owner], key, deque(value, bound) if isinstance(value, deque) else value)
 
     def _put_objects(self, kept: Mapping[str, Tensor]) -> None:
         there = {nest.root(name) for name in kept}

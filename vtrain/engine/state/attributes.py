@@ -7,10 +7,12 @@ those that changed are kept beside it.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from vtrain.engine.state.nest import WHOLE, Reference
@@ -108,6 +110,8 @@ def _take(found: dict[str, Any], path: str, value: Any, above: set[int], depth: 
         found[path] = repr(value)  # NaN equals itself, 0 is not False
     elif isinstance(value, torch.Tensor):
         found[path] = ("tensor", id(value), value._version if not value.is_inference() else -1)
+    elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        found[path] = (value.dtype.str, np.shape(value), hashlib.sha256(value.tobytes()).hexdigest())
     else:
         for key, part in _parts(value):
             _take(found, f"{path}{key}", part, above | {id(value)}, depth + 1)
@@ -119,11 +123,12 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         yield ".#", len(value)
         yield from ((f"[{key!r}]", part) for key, part in list(value.items()))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | deque):
         yield ".#", len(value)
         yield from ((f"[{i}]", part) for i, part in enumerate(value))
     elif isinstance(value, set | frozenset):
         yield ".#", len(value)
+        yield ".all", ", ".join(sorted(map(repr, value)))
     else:
         yield from ((f".{key}", part) for key, part in list(getattr(value, "__dict__", {}).items()))
 
