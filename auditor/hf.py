@@ -17,6 +17,10 @@ from vtrain.integrations.huggingface import Counters, RunMixin
 __all__ = ["ReplayingMixin", "ReplayingTrainer"]
 
 
+class _replay(replay):
+    _skips = False  # a Trainer's loop does not
+
+
 class ReplayingMixin(RunMixin):
     """Replays a run in ``train()`` of the Trainer class after it in the bases, which is given what the trainer's was.
 
@@ -49,7 +53,7 @@ class ReplayingMixin(RunMixin):
 
     def _enter_run(self, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any], counters: Counters) -> Replaying:
         model: Any = self.model
-        run = self._run_stack.enter_context(replay(self._path, model=model, optimizer=optimizer, **self._settings))
+        run = self._run_stack.enter_context(_replay(self._path, model=model, optimizer=optimizer, **self._settings))
         self.verdict = run.verdict
         return run
 

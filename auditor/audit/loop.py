@@ -82,6 +82,8 @@ class replay:
         UsageError: a bad argument, or no such run.
     """
 
+    _skips = True  # the body may leave out a batch that fails in its step
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -121,7 +123,7 @@ class replay:
         check_table(job.optable)
         self._evidence = evidence
         self._replayer = Replayer(evidence, job.policy.scalar_ulps)
-        self._trying = Trying(self._replayer)
+        self._trying = Trying(self._replayer, self._skips)
         self._loop = Loop(self._trying, job.policy, job.seed, keeps=True)
         self._verdict = begin(evidence, environment())
         self._verdict.result = UNFINISHED

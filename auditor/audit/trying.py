@@ -20,10 +20,11 @@ class Trying:
 
     Args:
         replayer: compares what counts.
+        may_fail: whether a step may; else what differs where one begins ends the replay there.
     """
 
-    def __init__(self, replayer: Replayer) -> None:
-        self._replayer = replayer
+    def __init__(self, replayer: Replayer, may_fail: bool) -> None:
+        self._replayer, self._may_fail = replayer, may_fail
         self._now: Listener = replayer
         self._begun: tuple[int, Mapping[str, str]] = -1, {}
 
@@ -42,7 +43,7 @@ class Trying:
     def begin_step(self, step: int, batch: Mapping[str, str]) -> None:
         """Begin the run's step, or one that may fail."""
         self._begun = step, batch
-        if self._replayer.has(step, batch):
+        if not self._may_fail or self._replayer.has(step, batch):
             self._now = self._replayer
             self._replayer.begin_step(step, batch)
         else:
