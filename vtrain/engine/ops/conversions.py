@@ -116,7 +116,7 @@ def _copies_type(x: Tensor, *, non_blocking: bool = False, **kwargs: Any) -> boo
 def to_copy(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
     """x in another type, device or layout, in memory of its own; it is there when the operation is done."""
     kwargs.pop("non_blocking", None)
-    if _keeps_type(x, dtype=dtype):
+    if not engine.restricted and _keeps_type(x, dtype=dtype):
         return aten._to_copy.default(x, dtype=dtype, **kwargs)
     target = dtype or x.dtype
     if target.is_floating_point and target is not F64:
