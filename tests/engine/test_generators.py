@@ -137,8 +137,10 @@ def test_a_cuda_generator_goes_on_by_its_offset() -> None:
 
     g: Any = Cuda()
     draws = [next_draw(g) for _ in range(3)]
-    assert [place for _, place in draws] == [(8, 0), (12, 0), (16, 0)]
-    assert draws[0][0].key != next_draw(torch.Generator().manual_seed(5))[0].key
+    here = torch.Generator().manual_seed(5)
+    wanted = [next_draw(here) for _ in range(5)]
+    assert [(source.key, place) for source, place in draws] == [(s.key, p) for s, p in wanted[2:]]
+    assert g.offset == 20 and len({place for _, place in wanted}) == 5
     g.device = torch.device("meta")
     with pytest.raises(UnsupportedOperation, match="meta"):
         next_draw(g)

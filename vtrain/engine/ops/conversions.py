@@ -108,6 +108,13 @@ def _keeps_type(x: Tensor, *args: object, dtype: torch.dtype | None = None, **kw
     return dtype is None or dtype is x.dtype or _NATIVE[x.dtype, dtype]
 
 
+def _elsewhere(x: Tensor, device: torch.device | None) -> bool:
+    """Whether x is not there: a move, which is no operation where it is, and so rounds nothing."""
+    return device is not None and (
+        device.type != x.device.type or (device.index is not None and device.index != x.device.index)
+    )
+
+
 def _copies_type(x: Tensor, *, non_blocking: bool = False, **kwargs: Any) -> bool:
     return not non_blocking and _keeps_type(x, **kwargs)
 
@@ -116,7 +123,8 @@ def _copies_type(x: Tensor, *, non_blocking: bool = False, **kwargs: Any) -> boo
 def to_copy(engine: Engine, x: Tensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
     """x in another type, device or layout, in memory of its own; it is there when the operation is done."""
     kwargs.pop("non_blocking", None)
-    if _keeps_type(x, dtype=dtype):
+    moves = (dtype is None or dtype is x.dtype) and _elsewhere(x, kwargs.get("device"))
+    if moves or (not engine.restricted and _keeps_type(x, dtype=dtype)):
         return aten._to_copy.default(x, dtype=dtype, **kwargs)
     target = dtype or x.dtype
     if target.is_floating_point and target is not F64:
