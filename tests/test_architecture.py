@@ -219,3 +219,9 @@ def test_no_device_is_asked_for_by_name() -> None:
     found = [use for path in SOURCES if module_name(path) not in OF_CUDA for use in cuda_by_name(path)]
     listed = "vtrain.kernels.device: "
     assert sorted(found) == sorted(f"{listed}{name}" for name in ("vtrain.kernels.cuda", "Cuda", "cuda", "Cuda"))
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in names if names.count(name) > 1] == []

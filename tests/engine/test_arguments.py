@@ -60,7 +60,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"path": 3}, "path is a int; want the run's directory"),
     ({"path": b"run"}, "path is a bytes; want the run's directory"),
     ({"path": "s3://bucket/run"}, "path is s3://bucket/run; a loop's run is a directory"),
-    ({"resume": "no"}, "resume is 'no'; want True or False"),
+    ({"resume": "no"}, "resume is 'no'; want True, False or 'anew'"),
     ({"on_step": 3}, "on_step is a int; want a function"),
 ]
 
