@@ -28,13 +28,21 @@ PRODUCTS = ((512, 768, 768), (1024, 1024, 1024), (512, 3072, 768), (768, 768, 51
 ROWS, WIDTH = 4096, 1024
 
 
-def medians(rounds: int, works: dict[str, Work]) -> dict[str, float]:
-    """Median seconds of each, taken in turn."""
+def medians(rounds: int, works: dict[str, Work], wait: Work = lambda: None) -> dict[str, float]:
+    """Median seconds of each, taken in turn, after two rounds that don't count.
+
+    Args:
+        rounds: that count.
+        works: what is timed.
+        wait: until a device has done what it was given.
+    """
     found: dict[str, list[float]] = {name: [] for name in works}
     for i in range(rounds + 2):
         for name, work in works.items():
+            wait()
             start = time.perf_counter()
             work()
+            wait()
             if i >= 2:
                 found[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in found.items()}

@@ -41,7 +41,7 @@ def _command(arguments: tuple[str, ...]) -> list[str]:
 
 def run(
     *arguments: str, profile: str | None = None, variables: Mapping[str, str] | None = None,
-    folder: Path | None = None, **how: Any,
+    folder: Path | None = None, tool: str = "", **how: Any,
 ) -> CompletedProcess[str]:  # fmt: skip
     """Run Python with these arguments, such as ``-m``, ``vtrain``, ``doctor``, to its end.
 
@@ -50,12 +50,14 @@ def run(
         profile: whose arithmetic it has (``vtrain.profiles``); None for this process's.
         variables: added to the environment.
         folder: an absolute path that it may import from as well.
+        tool: a program, with arguments of its own separated by spaces, that runs Python; such as ``compute-sanitizer``.
         how: as ``subprocess.run`` takes them, such as ``capture_output``.
     """
     import subprocess
 
     env = dict(os.environ) if profile is None else profile_environment(profile)
-    return subprocess.run(_command(arguments), env=_safe({**env, **(variables or {})}, folder), text=True, **how)
+    command = [*tool.split(), *_command(arguments)]
+    return subprocess.run(command, env=_safe({**env, **(variables or {})}, folder), text=True, **how)
 
 
 class Ended(NamedTuple):
@@ -71,27 +73,16 @@ class Ended(NamedTuple):
     err: str
 
 
-def bounded(
-    seconds: float, *arguments: str, tool: str = "", variables: Mapping[str, str] | None = None,
-    folder: Path | None = None,
-) -> Ended:  # fmt: skip
-    """Run Python with these arguments, for so long at most.
-
-    Args:
-        seconds: after which it is killed.
-        arguments: Python's.
-        tool: a program, with arguments of its own separated by spaces, that runs Python; such as ``compute-sanitizer``.
-        variables, folder: as for ``run``.
+def bounded(seconds: float, *arguments: str, **how: Any) -> Ended:
+    """``run`` for so long at most, after which the process is killed; what it printed is kept.
 
     Raises:
         FileNotFoundError: there is no such tool.
     """
     import subprocess
 
-    env = _safe({**os.environ, **(variables or {})}, folder)
-    command = [*tool.split(), *_command(arguments)]
     try:
-        done = subprocess.run(command, env=env, text=True, capture_output=True, timeout=seconds)
+        done = run(*arguments, capture_output=True, timeout=seconds, **how)
     except subprocess.TimeoutExpired as late:
         texts = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t or "" for t in (late.stdout, late.stderr))
         return Ended(None, *texts)

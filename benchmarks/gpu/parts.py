@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -157,16 +155,9 @@ PARTS = {
 
 
 def main() -> None:
-    """Run one part, with whatever registers other devices imported first."""
+    """Run one part."""
     name, device, *tiny = sys.argv[1:]
-    prepare(device)
     PARTS[name].work(device, bool(tiny))
-
-
-def prepare(device: str) -> None:
-    """Import what makes a device known that torch has not built in: ``VTRAIN_DEVICE_MODULE``."""
-    if module := os.environ.get("VTRAIN_DEVICE_MODULE"):
-        importlib.import_module(module)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ from auditor.dispute.tracing import Tracer
 from auditor.evidence import open_run
 from auditor.verdict import Verdict
 from trainer.train import resume, train
+from vtrain.engine.jobs.task import Task
 from vtrain.job import Job
+from vtrain.profiles import DEVICE
 
 HERE = Path(__file__).parent
 PAIRS = [(NAME, "cpu"), ("cpu", NAME)]
@@ -41,13 +43,13 @@ POLICIES: dict[str, dict[str, Any]] = {
 @contextlib.contextmanager
 def on(device: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VTRAIN_TEST_DEVICE", device)
+        patch.setenv(DEVICE, device)
         yield
     assert torch.ops.emulated.violations() == 0
 
 
 def placed(policy: str = "logged", **changes: Any) -> Job:
-    return job(program={"entry": "placed.py:perceptron"}, policy=POLICIES[policy], **changes)
+    return job(policy=POLICIES[policy], **changes)
 
 
 def trained(out: Path, device: str, made: Job) -> Path:
@@ -65,6 +67,13 @@ def states(run: Path) -> list[Any]:
     """Digests of the state at each checkpoint."""
     found = open_run(run)
     return [(step, found.state(step).text) for step in found.checkpoints]
+
+
+@pytest.mark.parametrize("device", [NAME, f"{NAME}:1", "cpu"])
+def test_a_job_lies_where_it_is_put(device: str) -> None:
+    with on(device):
+        model = Task(job(), HERE).model()
+    assert {t.device for t in model.parameters()} == {torch.empty(0, device=device).device}
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.library import Library
 
 from vtrain.engine import recurrent
 from vtrain.engine.generators.owner import mine
@@ -47,7 +48,7 @@ def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps:
 COMPOSED: dict[str, Callable[..., Any]] = {
     "dropout": dropout, "rms_norm": rms_norm, **recurrent.COMPOSED
 }  # fmt: skip
-_library: torch.library.Library | None = None
+_overrides: Library | None = None
 
 
 def _led(name: str, composed: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,13 +67,13 @@ def _led(name: str, composed: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def as_on_the_cpu(kind: str) -> None:
     """Register them for a type of devices."""
-    global _library
-    _library = _library or torch.library.Library("aten", "IMPL")
+    global _overrides
+    _overrides = _overrides or Library("aten", "IMPL")
     key = torch._C._dispatch_key_for_device(kind)
     for name, composed in COMPOSED.items():
         run = _led(name, composed)
-        _library.impl(name, run, f"Autograd{key}")
-        _library.impl(name, run, key)
+        _overrides.impl(name, run, f"Autograd{key}")
+        _overrides.impl(name, run, key)
 
 
 def prepare() -> None:

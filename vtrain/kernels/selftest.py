@@ -105,7 +105,8 @@ FAMILIES: dict[str, Callable[[torch.device], list[Tensor]]] = {
 }  # fmt: skip
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of the CPU's are equal in shape, dtype and every bit, but for which NaN it is."""
     if a.shape != b.shape or a.dtype is not b.dtype:
         return False
     kind = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
@@ -117,6 +118,6 @@ def report(where: torch.device) -> dict[str, bool]:
     found = {}
     for name, family in FAMILIES.items():
         mine, theirs = family(torch.device("cpu")), family(where)
-        same = len(mine) == len(theirs) and all(_same(a, b.cpu()) for a, b in zip(mine, theirs, strict=True))
+        same = len(mine) == len(theirs) and all(same_bits(a, b.cpu()) for a, b in zip(mine, theirs, strict=True))
         found[f"kernels of {name} have the host's bits"] = same
     return found
