@@ -137,13 +137,12 @@ class Cheat(Recorder):
         s = scale()
         if s.empty is not None:
             s = replace(s, empty=None) if self._zeros else s.refined(y)
-        compute = str(y.dtype).removeprefix("torch.")
-        width = self.threshold.width(s.kind, s.length, s.kappa, compute)
+        width = self.threshold.width(s.kind, s.length, s.kappa, s.compute)
         if self.calibration is not None and vary is not None:
             y = y.clone()
             self.calibration.observe(s, y, vary())  # honestly: it is what limits the doubt of later steps
         if width is not None:
-            there = moved(y, s, min(width[0], self._units * unit_of(s, y)), self._watch.pull(site, self._how), site)
+            there = moved(y, s, min(width[0], self._units * unit_of(s)), self._watch.pull(site, self._how), site)
             if self._one_in > 1:
                 drawn = torch.randint(0, self._one_in, y.shape, generator=self._watch.random) == 0
                 there = torch.where(drawn, there, y)

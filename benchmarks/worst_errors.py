@@ -25,7 +25,6 @@ import torch.nn.functional as F
 
 from auditor.dispute.exact import evaluate
 from auditor.dispute.terms import Terms, terms
-from vtrain.engine.definition import dtype_name
 from vtrain.engine.listener import Plain, ScaleFn, Site, Vary
 from vtrain.engine.session import Session
 from vtrain.policy import Policy
@@ -176,7 +175,7 @@ def bound_of(scale: Scale, y: torch.Tensor, element: int) -> Fraction:
     A scale of 0 says that all machines have this value: a sum that is exact in every order, or its one IEEE quotient by
     the divisor, which is a rounding off.
     """
-    c = dtype_name(y.dtype)
+    c = scale.compute
     s, unit = float(scale.dense(y).reshape(-1)[element]), Fraction(U[c])
     if s == 0:
         return unit * abs(Fraction(float(y.reshape(-1)[element])))

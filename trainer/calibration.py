@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 
-from vtrain.engine.definition import dtype_name
 from vtrain.rounding.scale import Scale
 from vtrain.rounding.threshold import SAFETY, calibration_key
 
@@ -27,7 +26,7 @@ class Calibration:
 
     def observe(self, scale: Scale, y: torch.Tensor, other: torch.Tensor) -> None:
         """Compare two executions of one operation, in C."""
-        self.merge(calibration_key(scale.kind, scale.length, dtype_name(y.dtype)), largest_difference(scale, y, other))
+        self.merge(calibration_key(scale.kind, scale.length, scale.compute), largest_difference(scale, y, other))
 
     def merge(self, key: str, difference: float) -> None:
         """Take in a difference seen elsewhere, such as under another instruction set."""

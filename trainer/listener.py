@@ -53,8 +53,7 @@ class Recorder:
         if self.threshold.kind == "off":
             return round_result(y, site.fmt, site.signed)
         s = scale()
-        compute = str(y.dtype).removeprefix("torch.")
-        width = self.threshold.width(s.kind, s.length, s.kappa, compute, site.fmt.container)
+        width = self.threshold.width(s.kind, s.length, s.kappa, s.compute, site.fmt.container)
         assert width is not None
         self.values += y.numel()
         if self.calibration is not None and vary is not None and self.threshold.adapts(site.fmt.container):

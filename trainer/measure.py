@@ -21,7 +21,6 @@ from trainer.listener import Recorder
 from vtrain import children
 from vtrain.engine import state
 from vtrain.engine.decisions import FAULTS, Decisions
-from vtrain.engine.definition import dtype_name
 from vtrain.engine.jobs.task import Task, complete
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loops.loop import Loop, StepEnd
@@ -108,7 +107,7 @@ class Comparison:
 
     def _observe(self, scale: Scale, y: torch.Tensor, reference: torch.Tensor) -> None:
         ratio = largest_ratio(_picked(y) - reference, _picked(scale.dense(y)))
-        self.calibration.merge(calibration_key(scale.kind, scale.length, dtype_name(y.dtype)), ratio)
+        self.calibration.merge(calibration_key(scale.kind, scale.length, scale.compute), ratio)
 
     def canonical(self, site: Site, out: torch.Tensor) -> None:
         """Nothing to compare: canonical results have one value."""

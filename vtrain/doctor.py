@@ -39,6 +39,20 @@ def integer_products() -> dict[str, str]:
     return found
 
 
+def matrix_units() -> dict[str, str]:
+    """What the matrix units of each device are, and how near a search comes to their bound, or that they break it."""
+    from vtrain.engine.matrix_units import note
+    from vtrain.kernels import device
+
+    found = {}
+    for place in device.present():
+        try:
+            found[str(place)] = note(place)
+        except BackendError as error:
+            found[str(place)] = str(error)
+    return found
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @machine_options
@@ -55,16 +69,20 @@ def doctor(as_json: bool) -> None:
     from vtrain.engine.backend import arithmetic_report, device_reports, environment
 
     here, kept, profiles, integers = environment(), arithmetic_report(), imitable(), integer_products()
+    units = matrix_units()
     for where, report in device_reports().items():
         kept |= {f"{where}: {name}": ok for name, ok in report.items()}
     if as_json:
-        print_json({"environment": here, "arithmetic": kept, "profiles": profiles, "integerProducts": integers})
+        found = {"environment": here, "arithmetic": kept, "profiles": profiles}
+        print_json({**found, "integerProducts": integers, "matrixUnits": units})
     else:
         for key, value in here.items():
             click.echo(f"{key:16} {value if value != [] else 'none'}")
         click.echo("profiles         " + ", ".join(f"{name} ({isa})" for name, isa in profiles.items()))
         for device, text in integers.items():
             click.echo(f"integer products {device}: {text}")
+        for device, text in units.items():
+            click.echo(f"matrix units     {device}: {text}")
         for name, ok in kept.items():
             click.echo(f"{'ok    ' if ok else 'BROKEN'}  {name}")
     sys.exit(0 if all(kept.values()) else 4)

@@ -45,6 +45,8 @@ class Policy(Frozen):
         matmul: how matrix products and convolutions are done. ``logged``: computed in C and settled; ``chain``:
             canonical, one chain of fused multiply-adds an element in float32; ``chain64``: the same in float64;
             ``integer``: canonical, fixed-point numbers multiplied and added as integers, exactly, by any library.
+        accumulator: what products of 16-bit operands are allowed to be summed by in a logged run. ``float32``: IEEE
+            arithmetic. ``tensor_core``: matrix units as well, where a device has them; four times the certified width.
         other: how sums, functions and what is made of them are done: ``canonical`` where there is a canonical kernel
             (no log), or ``logged``.
         threshold: ``certified``, ``mixed``, ``adaptive``, ``statistical``, ``off``, or a number: tau itself. Default:
@@ -61,6 +63,7 @@ class Policy(Frozen):
     target: Literal["float32", "bfloat16", "float16"] = "float32"
     bits: int = 24
     matmul: Literal["logged", "chain", "chain64", "integer"] = "logged"
+    accumulator: Literal["float32", "tensor_core"] = "float32"
     other: Literal["logged", "canonical"] = "canonical"
     threshold: str | float | int | None = None
     encoding: Literal["auto", "sparse", "ternary"] = "auto"
@@ -100,6 +103,8 @@ class Policy(Frozen):
             target_in_float32(self.target, self.bits)
         except JobError as error:
             raise ValueError(str(error)) from error
+        if self.accumulator != "float32" and self.matmul != "logged":
+            raise ValueError(f"accumulator={self.accumulator!r} is for matmul='logged', not for {self.matmul!r}")
         for name, low, high in (("calibration_steps", 1, 1_000_000), ("scalar_ulps", 0, MOST_SCALAR_ULPS)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}, want {low} to {high}")

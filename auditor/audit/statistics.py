@@ -11,20 +11,19 @@ import numpy.typing as npt
 import torch
 
 from auditor.verdict.freedom import Freedom, histogram
-from vtrain.engine.definition import dtype_name
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.rounding import generic
-from vtrain.rounding.bounds import U
+from vtrain.rounding.accumulators import sampled
+from vtrain.rounding.bounds import TENSOR_CORE, U
 from vtrain.rounding.formats import Format
 from vtrain.rounding.scale import Scale
-from vtrain.rounding.threshold import calibration_key
+from vtrain.rounding.threshold import LAMBDA, calibration_key
 
 ZERO = ":zero"
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 # Decisions examined of one result, at random where there are more; differences measured at one result.
 _MOST = 2048
-_SAMPLE = 1 << 14
 # Every result of one operation is looked at up to this number, one in so many at random from there on.
 _ALL, _ONE_IN = 32, 8
 _BATCH = 1 << 14  # decisions that are judged in one go
@@ -67,7 +66,7 @@ class DecisionStatistics:
         if seen > _ALL and self._random.integers(_ONE_IN):
             return
         index, s = decided(), scale()
-        key = calibration_key(s.kind, s.length, dtype_name(y.dtype))
+        key = calibration_key(s.kind, s.length, s.compute)
         if index.size > _MOST:
             index = np.unique(index[self._random.integers(0, index.size, _MOST)])
         where = torch.from_numpy(index).to(y.device)
@@ -76,7 +75,7 @@ class DecisionStatistics:
         waiting = self._waiting.setdefault((key, site.fmt), [])
         waiting.append(columns)
         for tally in (self.freedom.at(key), self.freedom.at(key + ZERO)):
-            tally.unit = max(tally.unit, unit_of(s, y))
+            tally.unit = max(tally.unit, unit_of(s))
         if sum(c.shape[1] for c in waiting) > _BATCH:
             self._judge(key, site.fmt)
         if (
@@ -104,7 +103,7 @@ class DecisionStatistics:
         """
         s, where = scale(), torch.from_numpy(index).to(y.device)
         mine, taken = y.reshape(-1)[where].double(), out.reshape(-1)[where].double()
-        unit = (unit_of(s, y) * scale_at(s, where, mine)).cpu().numpy()
+        unit = (unit_of(s) * scale_at(s, where, mine)).cpu().numpy()
         value, chosen, rounded = mine.cpu().numpy(), taken.cpu().numpy(), _rounded(mine, site.fmt)
         departed = np.isfinite(rounded) & np.isfinite(chosen) & (chosen != rounded)
         far = _apart(value[departed], chosen[departed], rounded[departed], site.fmt)
@@ -134,8 +133,7 @@ class DecisionStatistics:
             tally.departures += int((part & departed).sum())
 
     def _measure(self, key: str, s: Scale, y: torch.Tensor, vary: Vary, decided: torch.Tensor) -> None:
-        every = max(1, -(-y.numel() // _SAMPLE))
-        where = torch.cat([torch.arange(0, y.numel(), every, device=y.device), decided])
+        where = torch.cat([sampled(y.numel(), y.device), decided])
         mine = y.reshape(-1)[where].double()  # a copy: y may live in scratch memory that `vary` uses too
         scale = scale_at(s, where, mine)
         other = vary().reshape(-1)[where].double()
@@ -146,9 +144,14 @@ class DecisionStatistics:
         self.freedom.at(key + ZERO).differences += histogram(ratio[zero])
 
 
-def unit_of(s: Scale, y: torch.Tensor) -> float:
-    """2 sqrt(kappa) u: the model's unit for the difference of two executions, in units of the error scale."""
-    return 2.0 * float(s.kappa) ** 0.5 * U[str(y.dtype).removeprefix("torch.")]
+def unit_of(s: Scale) -> float:
+    """2 sqrt(kappa) u: the model's unit for the difference of two executions, in units of the error scale.
+
+    On matrix units, whose errors have a direction, no such model holds: a sixth of the certified width.
+    """
+    if s.compute == TENSOR_CORE:
+        return 2.0 * float(s.kappa) * U[s.compute] / LAMBDA
+    return 2.0 * float(s.kappa) ** 0.5 * U[s.compute]
 
 
 def _rounded(y: torch.Tensor, fmt: Format) -> Floats:

@@ -17,6 +17,7 @@ import numpy as np
 from vtrain.errors import ProofError, UnsupportedOperation
 from vtrain.rounding.bounds import (
     FUNCTION_KAPPA,
+    TENSOR_CORE,
     U,
     fit_float32,
     forward_kappa,
@@ -119,7 +120,8 @@ def _product(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], ele
     i, j = divmod(rest, n)
     k_range = np.arange(k)
     alpha, beta = _number(params["alpha"]), _number(params["beta"])
-    _want(_c(params) != "float32" or fit_float32(float(alpha), float(beta)), "factors that float32 has no bound for")
+    single = _c(params) in ("float32", TENSOR_CORE)
+    _want(not single or fit_float32(float(alpha), float(beta)), "factors that float32 has no bound for")
     bias = None
     if "bias" in shapes:
         bias = ("bias", np.array([_broadcast(shapes["bias"], (batch, m, n), (b, i, j))]))

@@ -172,8 +172,7 @@ def doubt_of(y: torch.Tensor, scale: Scale) -> tuple[torch.Tensor, torch.Tensor]
     """A result before rounding, and the certified half-width that separates two faithful ones (numerics §5)."""
     if scale.empty is not None:
         scale = scale.refined(y)  # sums of zeros are zero on any hardware
-    compute = str(y.dtype).removeprefix("torch.")
-    w = scale.width(y, tau_certified(scale.kappa, compute), eta_certified(scale.kappa, compute))
+    w = scale.width(y, tau_certified(scale.kappa, scale.compute), eta_certified(scale.kappa, scale.compute))
     return y.reshape(-1).double(), w.reshape(-1)
 
 

@@ -24,6 +24,7 @@ import torch
 
 from vtrain.kernels import device
 from vtrain.kernels.launch import SIGNATURES
+from vtrain.rounding.accumulators import Accumulator, modelled_sums
 
 HERE = Path(__file__).parent
 NAME = "emulated"
@@ -97,7 +98,9 @@ class Emulated:
 
     Attributes:
         most: bytes of all blocks of a launch up to which its PTX is interpreted; 0 for never.
+        multiplied: how many products its units did.
         launched: names of the kernels that were launched, each with how it ran ("ptx" or "host").
+        units: what the device's matrix units add by; None for a device without.
         damage: called with the name of each kernel and its blocks as ``(address, size)``, when it has run.
     """
 
@@ -108,8 +111,21 @@ class Emulated:
     def __init__(self) -> None:
         self.most = 0
         self.launched: set[tuple[str, str]] = set()
+        self.units: Accumulator | None = None
+        self.multiplied = 0
         self.damage: Callable[[str, list[tuple[int, int]]], None] | None = None
         self._machine: Any = None
+
+    def matrix_units(self, where: torch.device) -> Accumulator | None:
+        return self.units
+
+    def matrix_product(self, a: Tensor, b: Tensor) -> Tensor:
+        assert self.units is not None and a.dtype in (torch.bfloat16, torch.float16)
+        self.multiplied += 1
+        left, right = a.cpu().unsqueeze(-2), b.cpu().mT.unsqueeze(-3)
+        left, right = torch.broadcast_tensors(left, right)
+        sums = modelled_sums(left.reshape(-1, a.shape[-1]), right.reshape(-1, a.shape[-1]), self.units)
+        return sums.float().view(*a.shape[:-1], b.shape[-1]).to(a.device)
 
     def launch(self, where: torch.device, name: str, arguments: bytes) -> None:
         words = np.frombuffer(arguments, "<i8")

@@ -86,8 +86,7 @@ class Decisions:
         device, s = y.device, scale()
         if device.type != "cpu":
             y, s = y.cpu(), s.cpu()
-        compute = str(y.dtype).removeprefix("torch.")
-        key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
+        key = kernels.scale_key(s, tau_certified(s.kappa, s.compute), eta_certified(s.kappa, s.compute))
         out = result(y.shape, generic.container(site.fmt))
         geometry = kernels.geometry(y, out, s.shape, site.signed)
         row = (numel, encoding, narrow, wide)
@@ -95,7 +94,7 @@ class Decisions:
         if s.empty is not None and not replayed.fault and bool((y.reshape(-1)[self.taken()] == 0).any()):
             # Sums of zeros are zero on any hardware: their scale is 0, whatever the norms say.
             s = s.refined(y)
-            key = kernels.scale_key(s, tau_certified(s.kappa, compute), eta_certified(s.kappa, compute))
+            key = kernels.scale_key(s, tau_certified(s.kappa, s.compute), eta_certified(s.kappa, s.compute))
             replayed = kernels.replay(geometry, site.fmt, key, row, *_bytes(columns))
         return out if device.type == "cpu" else out.to(device), replayed, narrow + wide
 

@@ -15,6 +15,7 @@ import torch
 
 from vtrain.errors import BackendError
 from vtrain.kernels import nvrtc
+from vtrain.rounding.accumulators import ARCHITECTURES, Accumulator
 
 THREADS = 128  # of a block: what the tiles of products are cut for
 _BLOCKS_A_PROCESSOR = 8  # a persistent grid; results don't depend on it
@@ -60,6 +61,14 @@ class Cuda:
         }
         reductions["torch.backends.cudnn.enabled"] = c._get_cudnn_enabled
         return {f"{prefix}.allow_fp16_accumulation": c._get_cublas_allow_fp16_accumulation, **reductions}
+
+    def matrix_units(self, device: torch.device) -> Accumulator | None:
+        """By the compute capability."""
+        return ARCHITECTURES.get(torch.cuda.get_device_capability(device))
+
+    def matrix_product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """cuBLAS with float32 sums and results."""
+        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
 
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel with its arguments' struct.

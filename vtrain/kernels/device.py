@@ -15,6 +15,7 @@ import torch
 from vtrain.errors import BackendError
 from vtrain.kernels import _host
 from vtrain.kernels.cuda import Cuda
+from vtrain.rounding.accumulators import Accumulator
 
 _NUMBERS = {name: number for number, (name, _) in enumerate(_host.kernels())}
 
@@ -40,6 +41,14 @@ class Backend(Protocol):
     @property
     def libraries(self) -> tuple[Switch, ...]: ...
 
+    def matrix_units(self, device: torch.device) -> Accumulator | None:
+        """What a device's matrix units add by; None where it has none, or none that a bound is known for."""
+        ...
+
+    def matrix_product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """a @ b of bfloat16 or float16, ``(m, k)`` and ``(k, n)`` or with a batch, on them: a new float32 tensor."""
+        ...
+
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel of entries.hpp with its arguments' struct, in order with torch's work on that device."""
         ...
@@ -55,6 +64,13 @@ class Host:
     @property
     def flags(self) -> dict[str, Callable[[], object]]:
         return {"torch.backends.mkldnn.enabled": torch._C._get_mkldnn_enabled}
+
+    def matrix_units(self, device: torch.device) -> None:
+        """None: AMX and its like are not covered."""
+
+    def matrix_product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """There are none."""
+        raise BackendError("the CPU has no matrix units that are covered")
 
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel here."""

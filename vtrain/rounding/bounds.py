@@ -16,15 +16,17 @@ from __future__ import annotations
 
 from vtrain.errors import UnsupportedOperation
 
-U = {"float32": 2.0**-24, "float64": 2.0**-53}
+TENSOR_CORE = "tensor_core"  # float32 sums of 16-bit products on matrix units (``accumulators``)
+U = {"float32": 2.0**-24, "float64": 2.0**-53, TENSOR_CORE: 2.0**-24}
 
 # Smallest positive number of C: one operation that underflows errs by at most half of it, absolutely. Products of
 # float32 values can't underflow in float64 (2^-298 against 2^-1074), so there eta is zero.
-UNDERFLOW = {"float32": 2.0**-149, "float64": 0.0}
+UNDERFLOW = {"float32": 2.0**-149, "float64": 0.0, TENSOR_CORE: 2.0**-149}
 
 # Longest sum of each C. float32: at 2^15 terms the half-width of doubt is 2^-8 of norm times norm, and a sum of random
-# terms of that length is itself about 2^-7.5 of it. float64: INFLATE has room for norms over so many elements.
-LONGEST = {"float32": 2**15, "float64": 2**31}
+# terms of that length is itself about 2^-7.5 of it. float64: INFLATE has room for norms over so many elements. On
+# matrix units a term counts four times; longer sums are computed elsewhere.
+LONGEST = {"float32": 2**15, "float64": 2**31, TENSOR_CORE: 2**13 - 8}
 
 # Room for the roundings in norms, in tau * r * c and in y - w, y + w themselves: each is a few u of float64 relative
 # to a quantity below w / kappa. A norm over n <= 2^31 elements is right to n * 2^-54 <= 2^-23, two of them to 2^-22,
@@ -44,6 +46,10 @@ def sum_kappa(n: int, compute: str, extra: int = 0) -> float:
     further roundings after the sum (a bias, a scaling). One more unit covers y - w and y + w, which are rounded to
     float64 when they are formed.
 
+    On matrix units a block of L products errs by (L + 1) 2^(24-F) + 2 units of u (``accumulators``), 12 for the worst,
+    in which L is 4: 3 n. A library may split a sum into parts of at least 16 products, which it adds in float32:
+    n / 16 + 1; and the last block may not be full: 12 more. 4 n + 16 covers that.
+
     Args:
         n: length of the sum.
         compute: dtype name of C.
@@ -54,7 +60,7 @@ def sum_kappa(n: int, compute: str, extra: int = 0) -> float:
     """
     if n > LONGEST[compute]:
         raise UnsupportedOperation(f"a sum of {n} terms in {compute}; at most {LONGEST[compute]} have a useful bound")
-    k = n + extra + 1
+    k = (4 * n + 16 if compute == TENSOR_CORE else n) + extra + 1
     return k / (1.0 - k * U[compute])
 
 

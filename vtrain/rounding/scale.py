@@ -19,6 +19,7 @@ class Scale:
         kind: kind of operation, under which thresholds are calibrated.
         length: terms in each sum; 1 for an elementwise function.
         kappa: certified constant in units of the unit roundoff of C.
+        compute: C, by its name in ``bounds.U``.
         shape: ``(batch, rows, cols)``, of the result's number of elements.
         row, col, bias, full: float64, contiguous, on the result's device.
         empty: computes which elements have no term but zeros, bool of ``shape``: they are 0 on any hardware, whatever s
@@ -35,6 +36,7 @@ class Scale:
     bias: torch.Tensor | None = None
     full: torch.Tensor | None = None
     empty: Callable[[], torch.Tensor] | None = None
+    compute: str = "float64"
 
     def refined(self, y: torch.Tensor) -> Scale:
         """The same scale with s = 0 for sums of zeros."""

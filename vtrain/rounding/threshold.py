@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vtrain.errors import JobError
-from vtrain.rounding.bounds import INFLATE, U, eta_certified, tau_certified
+from vtrain.rounding.bounds import INFLATE, TENSOR_CORE, U, eta_certified, tau_certified
 
 KINDS = ("certified", "mixed", "adaptive", "statistical", "fixed", "off")
 ADAPTING = ("mixed", "adaptive")  # those that calibrate
@@ -67,7 +67,9 @@ class Threshold:
         eta = eta_certified(kappa, compute)
         if self.kind == "certified" or (self.kind == "mixed" and not self.adapts(container)) or length <= 1:
             return certified, eta
-        statistical = min(certified, 2.0 * LAMBDA * math.sqrt(kappa) * U[compute] * INFLATE)
+        # Errors of cutting have a direction: on matrix units no model makes the certified width smaller.
+        modelled = math.inf if compute == TENSOR_CORE else 2.0 * LAMBDA * math.sqrt(kappa) * U[compute] * INFLATE
+        statistical = min(certified, modelled)
         if self.kind == "statistical":
             return statistical, eta
         # A kind that calibration never met falls back to the statistical width: wider, never narrower.

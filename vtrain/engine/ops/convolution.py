@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -105,11 +106,13 @@ def forward(engine: Engine, x: Tensor, weight: Tensor, bias: Tensor | None, s: S
     def scale() -> Scale:
         kappa = forward_kappa(s.depth, dtype_name(c))
         rows = row_norms(weight.reshape(s.o, s.depth)).view(1, -1).expand(s.n, -1).contiguous()
-        found = Scale("conv", s.depth, kappa, (s.n * g, s.o // g, s.area), row=rows, col=patch_norms(engine, x, s))
+        shape = (s.n * g, s.o // g, s.area)
+        cols = patch_norms(engine, x, s)
+        found = Scale("conv", s.depth, kappa, shape, row=rows, col=cols, compute=dtype_name(c))
         if bias is None:
             return found
         full = found.dense(y).view(s.n, s.o, s.area).add_(bias.to(F64).abs().view(1, -1, 1))
-        return Scale("conv", s.depth, kappa, (s.n * g, s.o // g, s.area), full=full)
+        return replace(found, row=None, col=None, full=full)
 
     def vary() -> Tensor:
         other = torch.empty_like(y)
@@ -149,8 +152,9 @@ def input_gradient(engine: Engine, grad: Tensor, weight: Tensor, s: Shape, part:
         if not bool(norms.isfinite().all()):  # an element that an infinite tap does not reach is finite
             norms = row_norms(by_input.nan_to_num(0.0, 0.0, 0.0))
         rows = norms.view(1, -1).expand(s.n, -1).contiguous()
-        kappa = gradient_kappa(terms, dtype_name(c))
-        return Scale("conv", terms, kappa, (s.n * g, cg, s.h * s.w), row=rows, col=spread_norms(engine, grad, s))
+        kappa, shape = gradient_kappa(terms, dtype_name(c)), (s.n * g, cg, s.h * s.w)
+        cols = spread_norms(engine, grad, s)
+        return Scale("conv", terms, kappa, shape, row=rows, col=cols, compute=dtype_name(c))
 
     def vary() -> Tensor:
         other = torch.empty_like(y)
@@ -188,7 +192,8 @@ def weight_gradient(engine: Engine, grad: Tensor, x: Tensor, s: Shape, part: str
     def scale() -> Scale:
         rows = _channel_norms(grad)
         cols = _tap_norms(x, s).view(g, s.depth)
-        return Scale("conv", terms, gradient_kappa(terms, dtype_name(c)), (g, og, s.depth), row=rows, col=cols)
+        kappa = gradient_kappa(terms, dtype_name(c))
+        return Scale("conv", terms, kappa, (g, og, s.depth), row=rows, col=cols, compute=dtype_name(c))
 
     def vary() -> Tensor:
         other = torch.empty_like(y)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from vtrain.engine.core import F32, F64, Engine
+from vtrain.engine.definition import dtype_name
 from vtrain.engine.ops.matmul import chain, integer_sum, product, row_norms
 from vtrain.engine.optable import OpClass, register
 from vtrain.rounding.bounds import sum_kappa
@@ -70,6 +71,7 @@ def grouped_mm(
         for left, right, out in _parts(a, b, s, ends):
             out.copy_(row_norms(left).unsqueeze(1) * row_norms(right.mT).unsqueeze(0))
         k = a.shape[-1]  # of each sum, or (2-D by 2-D) of all groups' sums together
-        return Scale("mm", k, sum_kappa(k, str(c).removeprefix("torch."), 1), (1, 1, s.numel()), full=s)
+        kappa = sum_kappa(k, dtype_name(c), 1)
+        return Scale("mm", k, kappa, (1, 1, s.numel()), full=s, compute=dtype_name(c))
 
     return engine.settle("", compute(False), scale, engine.format(a.dtype), lambda: compute(True))

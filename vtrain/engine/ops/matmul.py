@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 from vtrain import kernels
-from vtrain.engine import integers
+from vtrain.engine import integers, matrix_units
 from vtrain.engine.carriers import carrier
 from vtrain.engine.core import F32, F64, Engine
-from vtrain.engine.definition import Definition, dtype_name
+from vtrain.engine.definition import Definition
 from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
-from vtrain.rounding.bounds import product_kappa
+from vtrain.rounding.bounds import TENSOR_CORE, product_kappa
 from vtrain.rounding.fixed import LONGEST as LONGEST_INTEGER
 from vtrain.rounding.fixed import digits_for
 from vtrain.rounding.formats import FLOAT32
@@ -48,37 +49,55 @@ def product(
         return engine.fixed(part, chain(engine, a, b, bias, alpha, beta), engine.format(a.dtype), signed=True)
     if engine.integer:
         return integer(engine, a, b, bias, alpha, beta, part)
-    k = a.shape[-1]
+    k, fmt = a.shape[-1], engine.format(a.dtype)
     c = engine.product_dtype_of(k, a, b, bias, alpha, beta)
-    wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
+    compute = matrix_units.compute_name(engine.policy, c, k)
     shape = (*a.shape[:-1], b.shape[-1])
-    y = engine.workspace.get("y", shape, c, a.device)
     wide_bias = None if bias is None or beta == 0 else engine.workspace.widen("bias", bias, c).expand(shape)
-    if wide_bias is None or (alpha, beta) != (1, 1):
-        # Factors are not left to libraries, some of which multiply an operand by alpha: that may underflow.
-        _finish(torch.matmul(wide_a, wide_b, out=y), alpha, wide_bias, beta)
+    on_units = matrix_units.product(a, b, fmt) if compute == TENSOR_CORE else None
+    if on_units is not None:
+        y = _finish(on_units, alpha, wide_bias, beta)
     else:
-        (torch.addmm if a.dim() == 2 else torch.baddbmm)(wide_bias, wide_a, wide_b, out=y)
+        y = _in_c(engine, a, b, c, wide_bias, alpha, beta)
 
     def scale() -> Scale:
-        return _product_scale(y, a, b, bias, alpha, beta)
+        return _product_scale(y, a, b, bias, alpha, beta, compute)
 
     def vary() -> Tensor:
-        order = permutation(k, a.device)
-        return _finish(torch.matmul(wide_a[..., order], wide_b[..., order, :]), alpha, wide_bias, beta)
+        if compute == TENSOR_CORE:
+            other = matrix_units.modelled(a, b, shape)
+        else:
+            order = permutation(k, a.device)
+            wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
+            other = torch.matmul(wide_a[..., order], wide_b[..., order, :])
+        return _finish(other, alpha, wide_bias, beta)
 
     def definition() -> Definition:
-        return _product_definition(a, b, bias, alpha, beta, dtype_name(c))
+        return _product_definition(a, b, bias, alpha, beta, compute)
 
-    return engine.settle(part, y, scale, engine.format(a.dtype), vary, definition=definition)
+    return engine.settle(part, y, scale, fmt, vary, definition=definition)
 
 
-def _product_scale(y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float) -> Scale:
-    """The error scale of a product computed in y's dtype; see ``product``."""
+def _in_c(
+    engine: Engine, a: Tensor, b: Tensor, c: torch.dtype, wide_bias: Tensor | None, alpha: float, beta: float
+) -> Tensor:
+    """alpha * a @ b + beta * bias in C, in scratch memory."""
+    wide_a, wide_b = engine.workspace.widen("a", a, c), engine.workspace.widen("b", b, c)
+    y = engine.workspace.get("y", (*a.shape[:-1], b.shape[-1]), c, a.device)
+    if wide_bias is None or (alpha, beta) != (1, 1):
+        # Factors are not left to libraries, some of which multiply an operand by alpha: that may underflow.
+        return _finish(torch.matmul(wide_a, wide_b, out=y), alpha, wide_bias, beta)
+    return (torch.addmm if a.dim() == 2 else torch.baddbmm)(wide_bias, wide_a, wide_b, out=y)
+
+
+def _product_scale(
+    y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, compute: str
+) -> Scale:
+    """The error scale of a product computed by what ``compute`` names; see ``product``."""
     k, batch = a.shape[-1], a.shape[0] if a.dim() == 3 else 1
-    name, kappa = "mm" if a.dim() == 2 else "bmm", product_kappa(k, dtype_name(y.dtype))
+    name, kappa, shape = "mm" if a.dim() == 2 else "bmm", product_kappa(k, compute), (batch, *y.shape[-2:])
     rows, cols = row_norms(a), row_norms(b.mT)
-    s = Scale(name, k, kappa, (batch, *y.shape[-2:]), row=rows if alpha == 1 else rows * abs(alpha), col=cols)
+    s = Scale(name, k, kappa, shape, row=rows if alpha == 1 else rows * abs(alpha), col=cols, compute=compute)
     if bias is None or beta == 0:
         # A sum of ones is not rounded to 0, however many there are.
         s.empty = lambda: torch.matmul((a != 0).to(F32), (b != 0).to(F32)) == 0
@@ -88,7 +107,7 @@ def _product_scale(y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, alpha: 
         s.bias = magnitude.reshape(-1).expand(y.shape[-1]).contiguous()
         return s
     full = s.dense(y) + magnitude.expand(y.shape).reshape(s.shape)
-    return Scale(name, k, kappa, s.shape, full=full)
+    return replace(s, row=None, col=None, full=full)
 
 
 def _product_definition(a: Tensor, b: Tensor, bias: Tensor | None, alpha: float, beta: float, c: str) -> Definition:
