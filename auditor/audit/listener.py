@@ -21,11 +21,11 @@ from vtrain import kernels
 from vtrain.commit.digest import StateDigest
 from vtrain.commit.leaf import Leaf
 from vtrain.engine import state
+from vtrain.engine.active import active_engine
 from vtrain.engine.callsite import short_line
 from vtrain.engine.decisions import FAULTS, OUTSIDE, Decisions
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loops.loop import StepEnd
-from vtrain.engine.session import active_engine
 from vtrain.errors import CheckpointError, Refuted
 
 # Elements in which the run's value is taken, by step and number of the result: flat indices, and words of the result's

@@ -3,6 +3,7 @@
 Dropout is ``bernoulli_``, ``div_`` and ``mul`` on the CPU, and ``native_dropout`` elsewhere; a recurrent layer takes a
 whole sequence at once there, and step by step, by fused cells, elsewhere; so with ``rms_norm``. An auditor on another
 device would walk other sites, with other scalars. So within a step they are composed on every device as on the CPU.
+Attention is one operation of ours (``sdpa``).
 
 torch composes below Python and above the dispatch mode; what is composed here is registered with the dispatcher for
 the device's types, once a process, and outside steps calls torch's own.
@@ -19,6 +20,7 @@ from torch.library import Library
 
 from vtrain.engine import recurrent
 from vtrain.engine.generators.owner import mine
+from vtrain.engine.sdpa import scaled_dot_product_attention
 from vtrain.kernels import device
 
 Tensor = torch.Tensor
@@ -48,6 +50,7 @@ def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps:
 COMPOSED: dict[str, Callable[..., Any]] = {
     "dropout": dropout, "rms_norm": rms_norm, **recurrent.COMPOSED
 }  # fmt: skip
+FUSED: dict[str, Callable[..., Any]] = {"scaled_dot_product_attention": scaled_dot_product_attention}  # on the CPU too
 _overrides: Library | None = None
 
 
@@ -66,17 +69,18 @@ def _led(name: str, composed: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def as_on_the_cpu(kind: str) -> None:
-    """Register them for a type of devices."""
+    """Register them for a type of devices; for the CPU itself, what is one operation of ours there."""
     global _overrides
     _overrides = _overrides or Library("aten", "IMPL")
     key = torch._C._dispatch_key_for_device(kind)
-    for name, composed in COMPOSED.items():
+    for name, composed in (FUSED if kind == "cpu" else COMPOSED | FUSED).items():
         run = _led(name, composed)
         _overrides.impl(name, run, f"Autograd{key}")
         _overrides.impl(name, run, key)
 
 
 def prepare() -> None:
-    """Register them for every type of devices of which there is one."""
+    """Register them for the CPU, and for every type of devices of which there is one."""
+    as_on_the_cpu("cpu")
     for found in device.present():
         as_on_the_cpu(found.type)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from vtrain.engine.active import active_engine
 from vtrain.engine.generators import reseeded
 from vtrain.engine.listener import Plain
-from vtrain.engine.session import Session, active_engine
+from vtrain.engine.session import Session
 from vtrain.errors import UsageError
 from vtrain.policy import Policy
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 
 import torch
 
 from vtrain.engine import composites, settings
+from vtrain.engine.active import only_step
 from vtrain.engine.backend import check_arithmetic
 from vtrain.engine.core import Engine
 from vtrain.engine.generators import Own, led
@@ -18,14 +18,10 @@ from vtrain.engine.listener import Listener
 from vtrain.engine.mode import EngineMode
 from vtrain.engine.pins import pinned
 from vtrain.engine.threads import guarded_threads
-from vtrain.errors import UsageError
 from vtrain.kernels import scalars
 from vtrain.policy import Policy
 
 SITES_FORMAT = "vtrain-sites-v1"
-# Steps pin settings of the whole process, so that there is one at a time; the engine of the one that is under way.
-_ONE_STEP = threading.Lock()
-_active: Engine | None = None
 
 
 class Session:
@@ -57,7 +53,7 @@ class Session:
             UnsupportedOperation: other threads computed a part of it.
             UsageError: another step is under way in this process.
         """
-        with _only_step(self.engine), scalars.held():
+        with only_step(self.engine), scalars.held():
             settings.check_threads()
             self.engine.own = Own(self.engine.seed, number, self._mode)
             with pinned(), led(self.engine.own), guarded_threads() as threads:
@@ -78,26 +74,6 @@ class Session:
             text = json.dumps({"format": SITES_FORMAT, "sites": names}, separators=(",", ":"), sort_keys=True).encode()
             known = self._programs[walk] = (hashlib.sha256(text).hexdigest(), text)
         return known
-
-
-def active_engine() -> Engine | None:
-    """The engine of the step that is under way in this process, if there is one."""
-    return _active
-
-
-@contextlib.contextmanager
-def _only_step(engine: Engine) -> Iterator[None]:
-    global _active
-    if not _ONE_STEP.acquire(blocking=False):
-        raise UsageError(
-            "a step was begun while another one (or vtrain.seeded) is under way in this process; want one at a time"
-        )
-    _active = engine
-    try:
-        yield
-    finally:
-        _active = None
-        _ONE_STEP.release()
 
 
 _LETTERS = {

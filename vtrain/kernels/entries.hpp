@@ -1,6 +1,7 @@
 // All kernels by name, with their arguments: the same list makes the host's table and the device's entry points. Every
 // argument is 8 bytes wide, so that the caller can lay them out without knowing the compiler.
 #pragma once
+#include "families/attention.hpp"
 #include "families/channels.hpp"
 #include "families/convolutions.hpp"
 #include "families/doubt.hpp"
@@ -16,7 +17,8 @@
 #define VT_PRODUCTS(X)                                                                                            \
   X(product, ProductArgs) X(product_wide, ProductArgs) X(convolution, ConvolutionArgs)                            \
   X(convolution_wide, ConvolutionArgs) X(input_gradient, ConvolutionArgs) X(input_gradient_wide, ConvolutionArgs) \
-  X(weight_gradient, ConvolutionArgs) X(weight_gradient_wide, ConvolutionArgs)
+  X(weight_gradient, ConvolutionArgs) X(weight_gradient_wide, ConvolutionArgs)                                    \
+  X(attention, AttentionArgs) X(attention_backward, AttentionArgs)
 #define VT_MAPS(X)                                                                                                \
   X(exp, MapArgs) X(exp2, MapArgs) X(expm1, MapArgs) X(log, MapArgs) X(log2, MapArgs) X(log10, MapArgs)           \
   X(log1p, MapArgs) X(tanh, MapArgs) X(sigmoid, MapArgs) X(erf, MapArgs) X(erfc, MapArgs) X(sin, MapArgs)         \

@@ -17,6 +17,7 @@ Argument = torch.Tensor | int | float | None
 # p: address (a tensor or None), i: integer, d: float64
 PRODUCT = "pppp" + "iiiiiiiiii" + "iiiii" + "dd"
 CONVOLUTION = "ppppp" + "i" * 16
+ATTENTION = "p" * 13 + "i" * 7 + "i" * 12 + "i" * 4 + "i" * 5 + "dd"
 MAP = "ppp" + "iii" + "dd"
 SUM = "ppppp" + "i" * 9
 ROW = "pppppppp" + "ii" + "d"
@@ -40,6 +41,7 @@ SIGNATURES = {
         for name in ("convolution", "input_gradient", "weight_gradient")
         for wide in ("", "_wide")
     },
+    **dict.fromkeys(("attention", "attention_backward"), ATTENTION),
     **dict.fromkeys(_MAPS, MAP),
     "sum": SUM,
     **dict.fromkeys(_ROWS, ROW),

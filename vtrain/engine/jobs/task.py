@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from vtrain.data import batch_indices, dataset_digest, load
+from vtrain.engine.active import active_engine
 from vtrain.engine.jobs.device import chosen_device, to_device
 from vtrain.engine.jobs.program import Code, Program, build, load_code, program_errors
 from vtrain.engine.jobs.samples import collated, is_map, moved, own_digest
 from vtrain.engine.loops.loop import Loop
 from vtrain.engine.optable import table_digest
 from vtrain.engine.seeded import seeded
-from vtrain.engine.session import active_engine
 from vtrain.errors import JobError, ProgramError, UnsupportedError, VersionError
 from vtrain.job import Job, OptimizerSpec, ScheduleSpec
 from vtrain.kernels import scalars

@@ -2,6 +2,7 @@
 
 from vtrain.engine.ops import (
     arithmetic,
+    attention,
     conversions,
     convolution,
     copies,
@@ -35,6 +36,7 @@ from vtrain.engine.ops import (
 
 __all__ = [
     "arithmetic",
+    "attention",
     "conversions",
     "convolution",
     "copies",

@@ -7,6 +7,7 @@ tensor. The order of arithmetic of the kernels that a module calls is in ``famil
 
 from __future__ import annotations
 
+from vtrain.kernels.canonical.attention import Sight, attention, attention_backward
 from vtrain.kernels.canonical.channels import channel_norm, channel_norm_backward
 from vtrain.kernels.canonical.convolutions import convolution
 from vtrain.kernels.canonical.doubt import STRIP, in_doubt, round_to
@@ -21,7 +22,10 @@ from vtrain.kernels.canonical.sums import sum_terms
 __all__ = [
     "FUNCTIONS",
     "STRIP",
+    "Sight",
     "activation",
+    "attention",
+    "attention_backward",
     "channel_norm",
     "channel_norm_backward",
     "convolution",

@@ -20,6 +20,8 @@ template <class T, class F> VT_FN T fold(const T (&held)[WARP], const F& f) {
   return x;
 }
 
+template <class T> VT_FN T of_lane(const T (&held)[WARP], int lane) { return __shfl_sync(0xffffffffu, held[0], lane); }
+
 VT_FN uint32_t flags_of(const bool (&held)[WARP]) { return __ballot_sync(0xffffffffu, held[0]); }
 
 VT_END

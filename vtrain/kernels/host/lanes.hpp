@@ -26,6 +26,8 @@ template <class T, class F> VT_FN T fold(const T (&held)[WARP], const F& f) {
   return f(x[0], x[1]);
 }
 
+template <class T> VT_FN T of_lane(const T (&held)[WARP], int lane) { return held[lane]; }
+
 VT_FN uint32_t flags_of(const bool (&held)[WARP]) {
   uint32_t flags = 0;
   for (int q = 0; q < LANES; q++) flags |= static_cast<uint32_t>(held[q]) << q;

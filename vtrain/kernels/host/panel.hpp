@@ -19,16 +19,21 @@ template <class Acc> struct Registers {  // the accumulators that the register f
   static constexpr int COLUMNS = VECTORS * WIDTH<Acc>;
 };
 
-// acc[r][c] = fused(a[k][r], b[k][c], acc[r][c]) for k ascending; a is packed ROWS wide, b COLUMNS wide.
+// Elements from one term to the next of a factor of a block.
+struct Pitch {
+  int64_t a, b;
+};
+
+// acc[r][c] = fused(a[k][r], b[k][c], acc[r][c]) for k ascending; rows of a and columns of b lie next to each other.
 template <class Acc, int R>
-VT_FN void multiply_block(const Acc* a, const Acc* b, int64_t terms, Acc* acc, int64_t stride) {
-  constexpr int V = Registers<Acc>::VECTORS, W = WIDTH<Acc>, ROWS = Registers<Acc>::ROWS;
+VT_FN void multiply_block(const Acc* a, const Acc* b, Pitch pitch, int64_t terms, Acc* acc, int64_t stride) {
+  constexpr int V = Registers<Acc>::VECTORS, W = WIDTH<Acc>;
   Vector<Acc> c[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) c[r][v] = load_vector(acc + r * stride + v * W);
-  for (int64_t k = 0; k < terms; k++, a += ROWS, b += V * W) {
+  for (int64_t k = 0; k < terms; k++, a += pitch.a, b += pitch.b) {
     Vector<Acc> row[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) row[v] = load_vector(b + v * W);
@@ -47,11 +52,11 @@ VT_FN void multiply_block(const Acc* a, const Acc* b, int64_t terms, Acc* acc, i
 
 // Rows beyond `rows` are zero in the panel and unused in the accumulator: up to the next size that there is code for.
 template <class Acc>
-VT_FN void multiply_rows(int rows, const Acc* a, const Acc* b, int64_t terms, Acc* acc, int64_t stride) {
+VT_FN void multiply_rows(int rows, const Acc* a, const Acc* b, Pitch pitch, int64_t terms, Acc* acc, int64_t stride) {
   constexpr int ROWS = Registers<Acc>::ROWS, SOME = ROWS - ROWS / 3, FEW = ROWS / 3;
-  if (rows > SOME) multiply_block<Acc, ROWS>(a, b, terms, acc, stride);
-  else if (rows > FEW) multiply_block<Acc, SOME>(a, b, terms, acc, stride);
-  else multiply_block<Acc, FEW>(a, b, terms, acc, stride);
+  if (rows > SOME) multiply_block<Acc, ROWS>(a, b, pitch, terms, acc, stride);
+  else if (rows > FEW) multiply_block<Acc, SOME>(a, b, pitch, terms, acc, stride);
+  else multiply_block<Acc, FEW>(a, b, pitch, terms, acc, stride);
 }
 
 template <class Acc> VT_FN void write_row(const Target& out, int64_t i, int64_t j, int64_t n, const Acc* chain) {
@@ -92,8 +97,8 @@ template <class Acc> class PanelTile {
       for (int64_t j = 0; j < columns; j += COLUMNS) {
         pack(b, j0 + j, static_cast<int>(columns - j < COLUMNS ? columns - j : COLUMNS), k0, terms, right, COLUMNS);
         for (int64_t i = 0; i < rows; i += ROWS)
-          multiply_rows<Acc>(static_cast<int>(rows - i < ROWS ? rows - i : ROWS), left + i * terms, right, terms,
-                             acc + i * nb_ + j, nb_);
+          multiply_rows<Acc>(static_cast<int>(rows - i < ROWS ? rows - i : ROWS), left + i * terms, right,
+                             Pitch{ROWS, COLUMNS}, terms, acc + i * nb_ + j, nb_);
       }
     }
     for (int64_t i = 0; i < rows; i++) write_row(out, i0 + i, j0, columns, acc + i * nb_);

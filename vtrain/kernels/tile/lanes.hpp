@@ -6,6 +6,7 @@
 //   each_lane(n, f)             f(q) for each held lane below n
 //   fold(x, f)                  the tree over a warp's values: f(v[l], v[l ^ 16]), then 8, 4, 2, 1; f commutes. Every lane
 //                               gets the result
+//   of_lane(x, lane)            one lane's value, in every lane
 //   flags_of(held)              the lanes' flags, as bits
 #pragma once
 #include "arithmetic.hpp"

@@ -1,0 +1,71 @@
+"""``scaled_dot_product_attention`` inside a step: one canonical operation, where its bits are those of its parts.
+
+Taken apart as torch's math backend has it, it materialises scores for all pairs. ``vtrain.ops.attention`` gives the
+same bits as those parts do with canonical products of float32 (``matmul="chain"``), so it stands in their place under
+that policy and the default one. It doesn't where a policy names other products for them (``chain64``, ``integer``, tensor
+cores, or everything logged), with dropout, or where the mask wants a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vtrain.engine.active import active_engine
+from vtrain.engine.core import Engine
+from vtrain.ops.attention import attention_op
+
+Tensor = torch.Tensor
+aten = torch.ops.aten
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def fuses(engine: Engine) -> bool:
+    """Whether a run's policy has attention as one operation."""
+    policy = engine.policy
+    return engine.canonical and policy.matmul in ("logged", "chain") and policy.accumulator == "float32"
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """As torch has it: one operation, or torch's composition."""
+    engine = active_engine()
+    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    if (
+        engine is None
+        or not fuses(engine)
+        or dropout_p != 0
+        or not _fits(*tensors, causal=is_causal, grouped=enable_gqa)
+    ):
+        return aten.scaled_dot_product_attention.default._op_dk(
+            _COMPOSITE, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    root = math.sqrt(abs(factor))
+    bias, mask = (None, attn_mask) if attn_mask is not None and attn_mask.dtype is torch.bool else (attn_mask, None)
+    q, k, v = (t[(None,) * (4 - t.dim())] for t in (query, key, value))
+    roots = math.copysign(root, factor), root
+    out = attention_op(q, k, v, bias, mask, 0, is_causal, 0, 0, *roots)[0]
+    return out.view(out.shape[4 - query.dim() :])
+
+
+def _fits(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool, grouped: bool
+) -> bool:
+    dims = query.dim()
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_nested for t in (query, key, value))
+    if not plain or not 2 <= dims <= 4 or key.dim() != dims or value.dim() != dims or query.dtype not in _DTYPES:
+        return False
+    alike = {(t.dtype, t.device, t.shape[:-2] if not grouped else t.shape[:-3]) for t in (query, key, value)}
+    if len(alike) != 1 or key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1]:
+        return False
+    if grouped and (dims != 4 or query.shape[1] % max(1, key.shape[1])):
+        return False
+    if mask is not None and (causal or mask.requires_grad or mask.device != query.device or mask.dim() > dims):
+        return False
+    known = mask is None or mask.dtype is torch.bool or mask.dtype in _DTYPES
+    return known and all(t.numel() for t in (query, key, value))

@@ -1,0 +1,139 @@
+"""Softmax attention (numerics §3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from vtrain.errors import OperandError
+from vtrain.kernels import canonical
+from vtrain.kernels.canonical import Sight
+
+Tensor = torch.Tensor
+F32 = torch.float32
+SIGHT = ("start", "causal", "window", "block", "q_scale", "k_scale")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, window: int | None = None, block: int | None = None,
+    mask: Tensor | None = None, scale: float | None = None, start: int = 0,
+) -> Tensor:  # fmt: skip
+    """softmax(scale * q k^T + mask) v, never materialised: memory grows with the length.
+
+    The bits are those of ``scaled_dot_product_attention`` taken apart: q and k times the root of the scale, products as
+    chains of fused multiply-adds over ascending positions, softmax with a float64 sum, an operation rounded to float32
+    each (``kernels/reductions/attention.hpp``). They do not depend on what else is in the batch, on where a sequence is
+    cut (``start``), or on threads. 16-bit operands are widened, and the result is rounded once. What a query does not
+    see is left out, not weighted by zero; a query that sees nothing gives 0.
+
+    Args:
+        q: ``(batch, heads, queries, d)``; float32, bfloat16 or float16.
+        k, v: ``(batch, key heads, keys, d)`` and ``(batch, key heads, keys, width)``; heads are a multiple of key
+            heads, and neighbours share one.
+        causal: a query sees no key after its own position.
+        window: it sees so many keys, its own the last; means ``causal``.
+        block: it sees its own block of so many positions up to its own and the block before; means ``causal``.
+        mask: broadcastable to ``(batch, heads, queries, keys)``: of bool, False where a key is not seen; else added to
+            scores. It gets no gradient.
+        scale: of scores; 1 / sqrt(d) by default.
+        start: position of the first query among the keys, as in decoding with a cache of keys.
+
+    Returns:
+        ``(batch, heads, queries, width)`` of q's dtype.
+
+    Raises:
+        OperandError: shapes or dtypes that don't fit; names them.
+    """
+    _check(q, k, v, mask)
+    factor = 1.0 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
+    root = math.sqrt(abs(factor))
+    for name, value in (("window", window), ("block", block)):
+        if value is not None and value < 1:
+            raise OperandError(f"attention: {name} is {value}, want 1 or more")
+    bias, seen = (None, mask) if mask is not None and mask.dtype is torch.bool else (mask, None)
+    return torch.ops.vtrain.attention(
+        q, k, v, bias, seen, start, causal or window is not None or block is not None, window or 0, block or 0,
+        math.copysign(root, factor), root,
+    )[0]  # fmt: skip
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        if t.dtype not in _DTYPES or t.dtype is not q.dtype:
+            raise OperandError(f"attention: {name} is {t.dtype}; want float32, bfloat16 or float16, and all the same")
+        if t.dim() != 4:
+            raise OperandError(f"attention: {name} is {list(t.shape)}; want (batch, heads, length, width)")
+    if mask is not None and mask.requires_grad:
+        raise OperandError(
+            "attention: mask wants a gradient, which takes scores for all pairs; use "
+            "torch.nn.functional.scaled_dot_product_attention, or mask.detach()"
+        )
+    if mask is not None and mask.dtype is not torch.bool and not mask.is_floating_point():
+        raise OperandError(f"attention: mask is {mask.dtype}; want bool, or a floating-point type to add to scores")
+
+
+def over_groups(x: Tensor, key_heads: int) -> Tensor:
+    """Gradients of each query's head ``(batch, heads, ...)`` added for each key head, ascending: float32."""
+    if x.shape[1] == key_heads or not x.numel():
+        return x[:, :key_heads]
+    grouped = x.view(x.shape[0], key_heads, -1, *x.shape[2:])
+    return canonical.sum_terms("value", [2], grouped).to(F32)
+
+
+def lifted(*tensors: Tensor | None) -> list[Any]:
+    """In float32, exactly."""
+    return [t if t is None or t.dtype is F32 else t.to(F32) for t in tensors]
+
+
+@torch.library.custom_op("vtrain::attention", mutates_args=())
+def attention_op(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, start: int, causal: bool, window: int,
+    block: int, q_scale: float, k_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """out, and each query's largest score and sum of weights."""
+    sight = Sight(start, causal, window, block, q_scale, k_scale)
+    wide_q, wide_k, wide_v, wide_bias = lifted(q, k, v, bias)
+    out, top, total = canonical.attention(wide_q, wide_k, wide_v, sight, wide_bias, mask)
+    return out.to(q.dtype), top, total
+
+
+@attention_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rows = [q.new_empty(q.shape[:3], dtype=F32) for _ in range(2)]
+    return q.new_empty((*q.shape[:3], v.shape[3])), rows[0], rows[1]
+
+
+@torch.library.custom_op("vtrain::attention_backward", mutates_args=())
+def attention_backward_op(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, top: Tensor, total: Tensor,
+    start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v."""
+    sight = Sight(start, causal, window, block, q_scale, k_scale)
+    wide_grad, wide_q, wide_k, wide_v, wide_bias = lifted(grad, q, k, v, bias)
+    found = canonical.attention_backward(wide_grad, wide_q, wide_k, wide_v, top, total, sight, wide_bias, mask)
+    dk, dv = over_groups(found[1], k.shape[1]), over_groups(found[2], k.shape[1])
+    return found[0].to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+@attention_backward_op.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.sight = inputs[5:]
+
+
+def _back(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    q, k, v, bias, mask, top, total = ctx.saved_tensors
+    found = torch.ops.vtrain.attention_backward(grad, q, k, v, bias, mask, top, total, *ctx.sight)
+    return (*found, None, None, *[None] * len(SIGHT))
+
+
+attention_op.register_autograd(_back, setup_context=_keep)
