@@ -180,6 +180,20 @@ def rows() -> list[Tensor]:
     return found
 
 
+def attentions() -> list[Tensor]:
+    found = []
+    for queries, keys, d, width, given in (
+        (5, 37, 3, 5, {"start": 30, "window": 9}), (35, 35, 4, 2, {}), (3, 40, 2, 300, {"block": 8}),
+    ):  # fmt: skip
+        q, k, v = numbers(1, 2, queries, d), numbers(1, 1, keys, d, seed=1), numbers(1, 1, keys, width, seed=2)
+        sight, grad = canonical.Sight(causal=True, k_scale=0.5, **given), numbers(1, 2, queries, width, seed=3)
+        for over in ({}, {"bias": numbers(2, queries, keys)}, {"mask": numbers(queries, keys) > 0}):
+            out, top, total = canonical.attention(q, k, v, sight, **over)
+            back = canonical.attention_backward(grad, q, k, v, top, total, sight, **over, parts=(1, 2))
+            found += [out, top, total, *back]
+    return found
+
+
 def steps() -> list[Tensor]:
     found = []
     for name in ("sgd", "adam"):
@@ -206,7 +220,7 @@ def settled() -> list[Tensor]:
 
 GROUPS: dict[str, Callable[[], list[Tensor]]] = {
     "products": products, "convolutions": convolutions, "elementwise": elementwise, "sums": sums, "rows": rows,
-    "steps": steps, "settled": settled,
+    "steps": steps, "settled": settled, "attentions": attentions,
 }  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 Taken apart as torch's math backend has it, it materialises scores for all pairs. ``vtrain.ops.attention`` gives the
 same bits as those parts do with canonical products of float32 (``matmul="chain"``), so it stands in their place under
-that policy and the default one. It doesn't where a policy names other products for them (``chain64``, ``integer``, tensor
-cores, or everything logged), with dropout, or where the mask wants a gradient.
+that policy and the default one. It doesn't where a policy names other products for them (``chain64``, ``integer``,
+tensor cores, or everything logged), with dropout, or where the mask wants a gradient.
 """
 
 from __future__ import annotations
@@ -35,12 +35,8 @@ def scaled_dot_product_attention(
     """As torch has it: one operation, or torch's composition."""
     engine = active_engine()
     tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-    if (
-        engine is None
-        or not fuses(engine)
-        or dropout_p != 0
-        or not _fits(*tensors, causal=is_causal, grouped=enable_gqa)
-    ):
+    one = engine is not None and fuses(engine) and dropout_p == 0
+    if not one or not _fits(*tensors, causal=is_causal, grouped=enable_gqa):
         return aten.scaled_dot_product_attention.default._op_dk(
             _COMPOSITE, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

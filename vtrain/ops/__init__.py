@@ -1,4 +1,4 @@
-"""Differentiable functions with one defined order of arithmetic: the same bits on every machine, inside steps and outside.
+"""Differentiable functions with one defined order of arithmetic: the same bits everywhere, in steps and outside.
 
 Each is a ``torch.library`` operator of the namespace ``vtrain``. Inside a recorded step it is one operation of the
 table, canonical under every policy: nothing of it is logged.

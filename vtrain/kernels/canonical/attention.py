@@ -42,11 +42,9 @@ def _check(name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask
     checked(name, q, (torch.bool, torch.uint8), mask=mask)
     shapes = f"q is {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
     if not q.dim() == k.dim() == v.dim() == 4:
-        raise OperandError(
-            f"kernel {name}: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}, want (batch, heads, length, width)"
-        )
+        raise OperandError(f"kernel {name}: {shapes}, want (batch, heads, length, width)")
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise OperandError(f"kernel {name}: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} don't fit")
+        raise OperandError(f"kernel {name}: {shapes}, which don't fit")
     if q.shape[1] % max(1, k.shape[1]) or (q.shape[1] and not k.shape[1]):
         raise OperandError(f"kernel {name}: {q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
     if min(sight.start, sight.window, sight.block) < 0 or ((sight.window or sight.block) and not sight.causal):
@@ -121,10 +119,12 @@ def attention_backward(
         raise OperandError(f"kernel {BACKWARD}: grad, top and total are {shapes}, which don't fit")
     q, k, v, grad = _rows(q), _rows(k), _rows(v), _rows(grad)
     per_head = (*q.shape[:2], k.shape[2])
-    dq, delta = torch.empty(q.shape, dtype=F32, device=q.device), torch.empty(q.shape[:3], dtype=F32, device=q.device)
-    dk, dv = (torch.zeros((*per_head, n), dtype=F32, device=q.device) for n in (k.shape[3], v.shape[3]))
+    some = q.shape[:3].numel() * k.shape[2] > 0
+    new = torch.empty if some else torch.zeros
+    dq, delta = new(q.shape, dtype=F32, device=q.device), new(q.shape[:3], dtype=F32, device=q.device)
+    dk, dv = (new((*per_head, n), dtype=F32, device=q.device) for n in (k.shape[3], v.shape[3]))
     for part in parts or ((0,) if q.is_cpu else (1, 2)):
-        if q.shape[:3].numel() * max(1, k.shape[2]):
+        if some:
             tensors = (None, top.contiguous(), total.contiguous(), delta, dq, dk, dv)
             _launch(BACKWARD, q, k, v, bias, mask, sight, tensors, grad, part)
     return dq, dk, dv, delta
