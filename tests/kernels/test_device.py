@@ -194,6 +194,25 @@ def attentions() -> list[Tensor]:
     return found
 
 
+def scans() -> list[Tensor]:
+    found = []
+    for kind, span in (("lag", 0), ("lag", 2), ("blocks", 4), ("all", 0)):
+        reach = canonical.Reach(kind, span)  # type: ignore[arg-type]
+        q, k, v, first = (
+            numbers(1, 2, 13, 3),
+            numbers(1, 2, 13, 3, seed=1),
+            numbers(1, 2, 13, 35, seed=2),
+            numbers(1, 2, 3, 35),
+        )
+        for decay in (None, torch.rand(1, 2, 13, 1), torch.rand(1, 2, 13, 3)):
+            y, state = canonical.scan(q, k, v, decay, first, reach)
+            dq, _ = canonical.scan(v, v, k, decay, first.mT, reach, across=True)
+            dk, _ = canonical.scan(v, v, q, decay, None, reach, backwards=True, across=True)
+            dv, start = canonical.scan(k, q, v, decay, first, reach, backwards=True)
+            found += [y, state, dq, dk, dv, start, canonical.scan_decay(q, dq, k, dk, state, first, reach)]
+    return found
+
+
 def steps() -> list[Tensor]:
     found = []
     for name in ("sgd", "adam"):
@@ -220,7 +239,7 @@ def settled() -> list[Tensor]:
 
 GROUPS: dict[str, Callable[[], list[Tensor]]] = {
     "products": products, "convolutions": convolutions, "elementwise": elementwise, "sums": sums, "rows": rows,
-    "steps": steps, "settled": settled, "attentions": attentions,
+    "steps": steps, "settled": settled, "attentions": attentions, "scans": scans,
 }  # fmt: skip
 
 

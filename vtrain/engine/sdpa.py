@@ -14,12 +14,12 @@ import torch
 
 from vtrain.engine.active import active_engine
 from vtrain.engine.core import Engine
-from vtrain.ops.attention import attention_op
+from vtrain.ops.shared import DTYPES
+from vtrain.ops.softmax import attention_op
 
 Tensor = torch.Tensor
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fuses(engine: Engine) -> bool:
@@ -54,7 +54,7 @@ def _fits(
 ) -> bool:
     dims = query.dim()
     plain = all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_nested for t in (query, key, value))
-    if not plain or not 2 <= dims <= 4 or key.dim() != dims or value.dim() != dims or query.dtype not in _DTYPES:
+    if not plain or not 2 <= dims <= 4 or key.dim() != dims or value.dim() != dims or query.dtype not in DTYPES:
         return False
     alike = {(t.dtype, t.device, t.shape[:-2] if not grouped else t.shape[:-3]) for t in (query, key, value)}
     if len(alike) != 1 or key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1]:
@@ -63,5 +63,5 @@ def _fits(
         return False
     if mask is not None and (causal or mask.requires_grad or mask.device != query.device or mask.dim() > dims):
         return False
-    known = mask is None or mask.dtype is torch.bool or mask.dtype in _DTYPES
+    known = mask is None or mask.dtype is torch.bool or mask.dtype in DTYPES
     return known and all(t.numel() for t in (query, key, value))

@@ -18,7 +18,7 @@
   X(product, ProductArgs) X(product_wide, ProductArgs) X(convolution, ConvolutionArgs)                            \
   X(convolution_wide, ConvolutionArgs) X(input_gradient, ConvolutionArgs) X(input_gradient_wide, ConvolutionArgs) \
   X(weight_gradient, ConvolutionArgs) X(weight_gradient_wide, ConvolutionArgs)                                    \
-  X(attention, AttentionArgs) X(attention_backward, AttentionArgs)
+  X(attention, AttentionArgs) X(attention_backward, AttentionArgs) X(scan, ScanArgs)
 #define VT_MAPS(X)                                                                                                \
   X(exp, MapArgs) X(exp2, MapArgs) X(expm1, MapArgs) X(log, MapArgs) X(log2, MapArgs) X(log10, MapArgs)           \
   X(log1p, MapArgs) X(tanh, MapArgs) X(sigmoid, MapArgs) X(erf, MapArgs) X(erfc, MapArgs) X(sin, MapArgs)         \
@@ -29,6 +29,6 @@
   X(sum, SumArgs) X(softmax, RowArgs) X(softmax_backward, RowArgs) X(log_softmax, RowArgs)                        \
   X(log_softmax_backward, RowArgs) X(layer_norm, RowArgs) X(layer_norm_backward, RowArgs) X(rms_norm, RowArgs)    \
   X(rms_norm_backward, RowArgs) X(channel_norm, ChannelArgs) X(channel_norm_backward, ChannelArgs)                \
-  X(scatter, ScatterArgs) X(running_sum, RunningArgs) X(sgd, StepArgs) X(adam, StepArgs)                          \
+  X(scatter, ScatterArgs) X(running_sum, RunningArgs) X(scan_decay, DecayArgs) X(sgd, StepArgs) X(adam, StepArgs)                          \
   X(round, DoubtArgs) X(doubt_count, DoubtArgs) X(doubt_write, DoubtArgs)
 #define VT_KERNELS(X) VT_PRODUCTS(X) VT_MAPS(X) VT_ROWS(X)

@@ -18,6 +18,8 @@ Argument = torch.Tensor | int | float | None
 PRODUCT = "pppp" + "iiiiiiiiii" + "iiiii" + "dd"
 CONVOLUTION = "ppppp" + "i" * 16
 ATTENTION = "p" * 13 + "i" * 7 + "i" * 12 + "i" * 4 + "i" * 5 + "dd"
+SCAN = "p" * 7 + "i" * 5 + "i" * 9 + "i" * 4 + "i" * 4 + "i" * 4
+DECAY = "p" * 7 + "i" * 7
 MAP = "ppp" + "iii" + "dd"
 SUM = "ppppp" + "i" * 9
 ROW = "pppppppp" + "ii" + "d"
@@ -42,6 +44,8 @@ SIGNATURES = {
         for wide in ("", "_wide")
     },
     **dict.fromkeys(("attention", "attention_backward"), ATTENTION),
+    "scan": SCAN,
+    "scan_decay": DECAY,
     **dict.fromkeys(_MAPS, MAP),
     "sum": SUM,
     **dict.fromkeys(_ROWS, ROW),

@@ -6,6 +6,7 @@ table, canonical under every policy: nothing of it is logged.
 
 from __future__ import annotations
 
-from vtrain.ops.attention import attention
+from vtrain.ops.linear import linear_attention, scan
+from vtrain.ops.softmax import attention
 
-__all__ = ["attention"]
+__all__ = ["attention", "linear_attention", "scan"]

@@ -8,7 +8,8 @@ from vtrain.engine.core import Engine
 from vtrain.engine.optable import register
 from vtrain.kernels import canonical
 from vtrain.kernels.canonical import Sight
-from vtrain.ops.attention import lifted, over_groups
+from vtrain.ops.shared import lifted
+from vtrain.ops.softmax import over_groups
 from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor

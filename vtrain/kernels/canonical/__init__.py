@@ -16,12 +16,13 @@ from vtrain.kernels.canonical.optimizer import optimizer_step
 from vtrain.kernels.canonical.pointwise import FUNCTIONS, activation, function, power
 from vtrain.kernels.canonical.products import product
 from vtrain.kernels.canonical.rows import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward, softmax
-from vtrain.kernels.canonical.scans import running_sum
+from vtrain.kernels.canonical.scans import Reach, running_sum, scan, scan_decay
 from vtrain.kernels.canonical.sums import sum_terms
 
 __all__ = [
     "FUNCTIONS",
     "STRIP",
+    "Reach",
     "Sight",
     "activation",
     "attention",
@@ -40,6 +41,8 @@ __all__ = [
     "rms_norm_backward",
     "round_to",
     "running_sum",
+    "scan",
+    "scan_decay",
     "scatter",
     "softmax",
     "sum_terms",

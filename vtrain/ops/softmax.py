@@ -10,11 +10,9 @@ import torch
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
 from vtrain.kernels.canonical import Sight
+from vtrain.ops.shared import DTYPES, F32, Tensor, lifted
 
-Tensor = torch.Tensor
-F32 = torch.float32
 SIGHT = ("start", "causal", "window", "block", "q_scale", "k_scale")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def attention(
@@ -62,7 +60,7 @@ def attention(
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
     for name, t in (("q", q), ("k", k), ("v", v)):
-        if t.dtype not in _DTYPES or t.dtype is not q.dtype:
+        if t.dtype not in DTYPES or t.dtype is not q.dtype:
             raise OperandError(f"attention: {name} is {t.dtype}; want float32, bfloat16 or float16, and all the same")
         if t.dim() != 4:
             raise OperandError(f"attention: {name} is {list(t.shape)}; want (batch, heads, length, width)")
@@ -81,11 +79,6 @@ def over_groups(x: Tensor, key_heads: int) -> Tensor:
         return x[:, :key_heads]
     grouped = x.view(x.shape[0], key_heads, -1, *x.shape[2:])
     return canonical.sum_terms("value", [2], grouped).to(F32)
-
-
-def lifted(*tensors: Tensor | None) -> list[Any]:
-    """In float32, exactly."""
-    return [t if t is None or t.dtype is F32 else t.to(F32) for t in tensors]
 
 
 @torch.library.custom_op("vtrain::attention", mutates_args=())
