@@ -212,11 +212,12 @@ def test_outside_steps_torch_s_own_runs() -> None:
 
 
 def test_steps_have_the_bits_of_outside() -> None:
+    grads = [numbers(1, 2, *shape, seed=5) for shape in ((7, 3), (4, 3), (7, 3))]
+
     def work() -> list[Tensor]:
         q, k, v, decay = wanting(Q, K, V, -ROWS.unsqueeze(-1))
         y, state = ops.scan(q, k, v, log_decay=decay, lag=1)
         out = ops.attention(q, k, v, window=3)
-        grads = [numbers(*t.shape, seed=5) for t in (y, state, out)]
         return [y, state, out, *torch.autograd.grad([y, state, out], (q, k, v, decay), grads)]
 
     found, sites = stepped(work)
