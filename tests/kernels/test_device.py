@@ -213,6 +213,15 @@ def scans() -> list[Tensor]:
     return found
 
 
+def depthwise() -> list[Tensor]:
+    found = []
+    for n, taps, length, shift in ((20, 4, 20, 3), (40, 40, 35, 39), (9, 3, 12, -1)):
+        u, w, grad = numbers(2, 3, n), numbers(3, taps, seed=1), numbers(2, 3, length, seed=2)
+        found += [canonical.depthwise(u, w, length, shift), canonical.depthwise_input(grad, w, n, shift)]
+        found.append(canonical.depthwise_weight(grad, u, taps, shift))
+    return found
+
+
 def steps() -> list[Tensor]:
     found = []
     for name in ("sgd", "adam"):
@@ -240,6 +249,7 @@ def settled() -> list[Tensor]:
 GROUPS: dict[str, Callable[[], list[Tensor]]] = {
     "products": products, "convolutions": convolutions, "elementwise": elementwise, "sums": sums, "rows": rows,
     "steps": steps, "settled": settled, "attentions": attentions, "scans": scans,
+    "depthwise": depthwise,
 }  # fmt: skip
 
 

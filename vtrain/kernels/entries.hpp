@@ -4,6 +4,7 @@
 #include "families/attention.hpp"
 #include "families/channels.hpp"
 #include "families/convolutions.hpp"
+#include "families/depthwise.hpp"
 #include "families/doubt.hpp"
 #include "families/indexed.hpp"
 #include "families/optimizer.hpp"
@@ -18,7 +19,8 @@
   X(product, ProductArgs) X(product_wide, ProductArgs) X(convolution, ConvolutionArgs)                            \
   X(convolution_wide, ConvolutionArgs) X(input_gradient, ConvolutionArgs) X(input_gradient_wide, ConvolutionArgs) \
   X(weight_gradient, ConvolutionArgs) X(weight_gradient_wide, ConvolutionArgs)                                    \
-  X(attention, AttentionArgs) X(attention_backward, AttentionArgs) X(scan, ScanArgs)
+  X(attention, AttentionArgs) X(attention_backward, AttentionArgs) X(scan, ScanArgs)  \
+  X(depthwise, DepthwiseArgs)
 #define VT_MAPS(X)                                                                                                \
   X(exp, MapArgs) X(exp2, MapArgs) X(expm1, MapArgs) X(log, MapArgs) X(log2, MapArgs) X(log10, MapArgs)           \
   X(log1p, MapArgs) X(tanh, MapArgs) X(sigmoid, MapArgs) X(erf, MapArgs) X(erfc, MapArgs) X(sin, MapArgs)         \

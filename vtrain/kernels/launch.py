@@ -19,6 +19,7 @@ PRODUCT = "pppp" + "iiiiiiiiii" + "iiiii" + "dd"
 CONVOLUTION = "ppppp" + "i" * 16
 ATTENTION = "p" * 13 + "i" * 7 + "i" * 12 + "i" * 4 + "i" * 5 + "dd"
 SCAN = "p" * 7 + "i" * 5 + "i" * 9 + "i" * 4 + "i" * 4 + "i" * 4
+DEPTHWISE = "pppp" + "i" * 7
 DECAY = "p" * 7 + "i" * 7
 MAP = "ppp" + "iii" + "dd"
 SUM = "ppppp" + "i" * 9
@@ -45,6 +46,7 @@ SIGNATURES = {
     },
     **dict.fromkeys(("attention", "attention_backward"), ATTENTION),
     "scan": SCAN,
+    "depthwise": DEPTHWISE,
     "scan_decay": DECAY,
     **dict.fromkeys(_MAPS, MAP),
     "sum": SUM,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from vtrain.kernels.canonical.attention import Sight, attention, attention_backward
 from vtrain.kernels.canonical.channels import channel_norm, channel_norm_backward
 from vtrain.kernels.canonical.convolutions import convolution
+from vtrain.kernels.canonical.depthwise import depthwise, depthwise_input, depthwise_weight
 from vtrain.kernels.canonical.doubt import STRIP, in_doubt, round_to
 from vtrain.kernels.canonical.indexed import scatter
 from vtrain.kernels.canonical.optimizer import optimizer_step
@@ -30,6 +31,9 @@ __all__ = [
     "channel_norm",
     "channel_norm_backward",
     "convolution",
+    "depthwise",
+    "depthwise_input",
+    "depthwise_weight",
     "function",
     "in_doubt",
     "layer_norm",

@@ -36,13 +36,6 @@ struct StripMemory {
   }
 };
 
-// Whether numbers are finite, as a flag of integers: such a loop has no order, and is one of vectors.
-inline bool all_finite(const float* x, int64_t n) {
-  uint32_t odd = 0;
-  for (int64_t i = 0; i < n; i++) odd |= (as_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
-  return !odd;
-}
-
 // to[row][c] = from(row, c) * scale, `pitch` apart, zeros beyond; whether all are finite.
 inline bool copy_rows(const float* from, int64_t step, int64_t rows, int64_t n, float scale, float* to, int64_t pitch) {
   bool finite = true;

@@ -39,4 +39,11 @@ template <class V> VT_FN V fused(V a, V b, V c) {
 }
 #endif
 
+// Whether numbers are finite, as a flag of integers: such a loop has no order, and is one of vectors.
+inline bool all_finite(const float* x, int64_t n) {
+  uint32_t odd = 0;
+  for (int64_t i = 0; i < n; i++) odd |= (as_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+  return !odd;
+}
+
 VT_END

@@ -35,9 +35,6 @@ struct AttentionArgs {
   double q_scale, k_scale;
 };
 
-VT_FN int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-VT_FN int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // One head of one batch entry: its operands, and what its queries see.
 struct AttentionHead {
   const AttentionArgs& a;

@@ -12,6 +12,8 @@
 
 VT_BEGIN
 
+VT_FN int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+VT_FN int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 VT_FN double infinity() { return as_double(0x7ff0000000000000ull); }
 VT_FN double magnitude_of(double x) { return as_double(as_bits(x) & 0x7fffffffffffffffull); }
 VT_FN float magnitude_of(float x) { return as_float(as_bits(x) & 0x7fffffffu); }

@@ -1,0 +1,29 @@
+"""Convolutions of channels with filters of their own, as one operation (numerics §3)."""
+
+from __future__ import annotations
+
+import torch
+
+from vtrain.engine.core import Engine
+from vtrain.engine.optable import register
+from vtrain.kernels import canonical
+from vtrain.ops.convolutions import backward
+from vtrain.ops.shared import lifted
+from vtrain.rounding.formats import FLOAT32
+
+Tensor = torch.Tensor
+
+
+@register("vtrain.depthwise.default")
+def depthwise(engine: Engine, u: Tensor, w: Tensor, length: int, shift: int) -> Tensor:
+    """Rounded once."""
+    return engine.finish(engine.fixed("", canonical.depthwise(*lifted(u, w), length, shift), FLOAT32), u.dtype)
+
+
+@register("vtrain.depthwise_backward.default")
+def depthwise_backward(engine: Engine, grad: Tensor, u: Tensor, w: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Gradients of u and w, each rounded once."""
+    du, dw = backward(grad, u, w, shift)
+    return engine.finish(engine.fixed("du", du, FLOAT32), u.dtype), engine.finish(
+        engine.fixed("dw", dw, FLOAT32), w.dtype
+    )
