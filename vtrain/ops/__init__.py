@@ -12,5 +12,6 @@ from vtrain.ops.maps import elu_map, hedgehog_map, relu_map, taylor_map
 from vtrain.ops.softmax import attention
 
 __all__ = [
-    "attention", "elu_map", "hedgehog_map", "linear_attention", "long_conv", "relu_map", "scan", "short_conv", "taylor_map",
+    "attention", "elu_map", "hedgehog_map", "linear_attention", "long_conv", "relu_map", "scan", "short_conv",
+    "taylor_map",
 ]  # fmt: skip

@@ -16,8 +16,8 @@ def short_conv(
 ) -> tuple[Tensor, Tensor]:
     """y[t] = sum over i of w[i] u[t - taps + 1 + i], + bias, for each channel by itself; causal, with a state.
 
-    Each element is a chain of fused multiply-adds over ascending positions in float32, then the bias, an operation of its
-    own (``kernels/reductions/depthwise.hpp``). A sequence may be cut anywhere by passing the state on: the bits are the same.
+    Each element is a chain of fused multiply-adds over ascending positions in float32, then the bias, an operation of
+    its own (``kernels/reductions/depthwise.hpp``). A sequence may be cut anywhere by passing the state on.
 
     Args:
         u: ``(batch, channels, length)``; float32, bfloat16 or float16.
@@ -52,10 +52,10 @@ def short_conv(
 
 
 def long_conv(u: Tensor, w: Tensor) -> Tensor:
-    """y[t] = sum over s <= t of w[t - s] u[s], for each channel by itself: a filter as long as the sequence, or shorter.
+    """y[t] = sum over s <= t of w[t - s] u[s], for each channel by itself: a filter up to the sequence's length.
 
-    A product with a triangular Toeplitz matrix that is never made, in the order of ``short_conv``: chains over ascending
-    positions, length^2 / 2 multiply-adds a channel. No Fourier transform, whose rounding depends on its size.
+    A product with a triangular Toeplitz matrix that is never made, in the order of ``short_conv``: chains over
+    ascending positions, length^2 / 2 multiply-adds a channel. No Fourier transform, whose rounding depends on its size.
 
     Args:
         u: ``(batch, channels, length)``; float32, bfloat16 or float16.
@@ -95,7 +95,8 @@ def backward(grad: Tensor, u: Tensor, w: Tensor, shift: int) -> tuple[Tensor, Te
 @torch.library.custom_op("vtrain::depthwise", mutates_args=())
 def depthwise_op(u: Tensor, w: Tensor, length: int, shift: int) -> Tensor:
     """y[t] = sum over i of w[i] u[t + i - shift]."""
-    return canonical.depthwise(*lifted(u, w), length, shift).to(u.dtype)
+    wide_u, wide_w = lifted(u, w)
+    return canonical.depthwise(wide_u, wide_w, length, shift).to(u.dtype)
 
 
 @depthwise_op.register_fake

@@ -20,11 +20,11 @@ def _pairs(d: int, device: torch.device) -> Tensor:
 
 
 def taylor_map(x: Tensor, *, symmetric: bool = True) -> Tensor:
-    """Features whose inner products are 1 + s + s^2 / 2, s = q.k / sqrt(d): the exponential's second-order series (BASED).
+    """Features whose inner products are 1 + s + s^2 / 2, s = q.k / sqrt(d): the exponential's series (BASED).
 
     With u = x d^(-1/4): 1, u_i, and u_i u_j. Arora et al., Simple linear attention language models balance the
-    recall-throughput tradeoff, arXiv 2402.18668, have all d^2 pairs times 1 / sqrt(2); the symmetric form has those with i <= j,
-    the diagonal times sqrt(1/2), and 1 + d + d (d + 1) / 2 features: the same inner products from nearly half of them.
+    recall-throughput tradeoff, arXiv 2402.18668, have all d^2 pairs times 1 / sqrt(2); the symmetric form has those
+    with i <= j, the diagonal times sqrt(1/2): 1 + d + d (d + 1) / 2 features, and the same inner products.
 
     Args:
         x: ``(..., d)``, floating-point.
@@ -41,9 +41,8 @@ def taylor_map(x: Tensor, *, symmetric: bool = True) -> Tensor:
     if symmetric:
         where = _pairs(d, x.device)
         on_diagonal = where // d == where % d
-        factor = torch.where(
-            on_diagonal, torch.full((), math.sqrt(0.5), device=x.device), torch.ones((), device=x.device)
-        )
+        one, half = torch.ones((), device=x.device), torch.full((), math.sqrt(0.5), device=x.device)
+        factor = torch.where(on_diagonal, half, one)
         pairs = pairs.index_select(-1, where) * factor.to(x.dtype)
     else:
         pairs = pairs * math.sqrt(0.5)
@@ -53,7 +52,7 @@ def taylor_map(x: Tensor, *, symmetric: bool = True) -> Tensor:
 def hedgehog_map(x: Tensor, weight: Tensor, *, least: float = 1e-12) -> Tensor:
     """softmax(x W) and softmax(-x W) side by side, each over its features, no smaller than ``least`` (LoLCATs).
 
-    Zhang et al., LoLCATs: on low-rank linearizing of large language models, arXiv 2410.10254: two softmaxes, not one over both.
+    Zhang et al., LoLCATs: on low-rank linearizing of large language models, arXiv 2410.10254: two softmaxes, not one.
 
     Args:
         x: ``(batch, heads, length, d)``.
@@ -86,8 +85,6 @@ def elu_map(x: Tensor) -> Tensor:
 
 def _projected(name: str, x: Tensor, weight: Tensor) -> Tensor:
     if x.dim() != 4 or weight.dim() != 3 or weight.shape[:2] != (x.shape[1], x.shape[3]):
-        raise OperandError(
-            f"{name}: x is {list(x.shape)} and weight {list(weight.shape)}; want (batch, heads, length, d) and (heads, d, "
-            "features)"
-        )
+        shapes = f"x is {list(x.shape)} and weight {list(weight.shape)}"
+        raise OperandError(f"{name}: {shapes}; want (batch, heads, length, d) and (heads, d, features)")
     return x @ weight

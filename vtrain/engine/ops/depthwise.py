@@ -17,13 +17,13 @@ Tensor = torch.Tensor
 @register("vtrain.depthwise.default")
 def depthwise(engine: Engine, u: Tensor, w: Tensor, length: int, shift: int) -> Tensor:
     """Rounded once."""
-    return engine.finish(engine.fixed("", canonical.depthwise(*lifted(u, w), length, shift), FLOAT32), u.dtype)
+    wide_u, wide_w = lifted(u, w)
+    return engine.finish(engine.fixed("", canonical.depthwise(wide_u, wide_w, length, shift), FLOAT32), u.dtype)
 
 
 @register("vtrain.depthwise_backward.default")
 def depthwise_backward(engine: Engine, grad: Tensor, u: Tensor, w: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Gradients of u and w, each rounded once."""
-    du, dw = backward(grad, u, w, shift)
-    return engine.finish(engine.fixed("du", du, FLOAT32), u.dtype), engine.finish(
-        engine.fixed("dw", dw, FLOAT32), w.dtype
-    )
+    found = zip(("du", "dw"), backward(grad, u, w, shift), strict=True)
+    du, dw = (engine.finish(engine.fixed(name, t, FLOAT32), u.dtype) for name, t in found)
+    return du, dw

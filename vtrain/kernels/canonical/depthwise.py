@@ -47,9 +47,8 @@ def _run(
     like = next(t for t in (u, grad) if t is not None)
     checked("depthwise", like, u=u, w=w, grad=grad)
     channels = like.shape[1]
-    wrong = (w is not None and w.shape[0] != channels) or (
-        grad is not None and u is not None and grad.shape[:2] != u.shape[:2]
-    )
+    wrong = w is not None and w.shape[0] != channels
+    wrong |= u is not None and grad is not None and grad.shape[:2] != u.shape[:2]
     if wrong or min(taps, length, n) < 0:
         shapes = ", ".join(str(list(t.shape)) for t in (u, w, grad) if t is not None)
         raise OperandError(f"kernel depthwise: operands of {shapes} don't fit")
