@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vtrain import kernels
+from vtrain import kernels, ops
 from vtrain.engine import carriers, integers
 from vtrain.engine.listener import round_result
 from vtrain.engine.workspace import Workspace
@@ -119,6 +119,71 @@ def bandwidth(rounds: int) -> None:
         print(f"  {name:11} {rate / 1e9:6.1f} GB/s, {rate / copy_rate:.2f} of a copy's{against}")
 
 
+def attention(rounds: int) -> None:
+    """Causal attention against PyTorch's flash kernel, forward and backward."""
+    q, k, v = (torch.randn(2, 8, 1024, 64, requires_grad=True) for _ in range(3))
+    grad = torch.randn(2, 8, 1024, 64)
+    theirs, ours = F.scaled_dot_product_attention(q, k, v, is_causal=True), ops.attention(q, k, v, causal=True)
+
+    def forward(f: Callable[..., torch.Tensor], **given: bool) -> Work:
+        return lambda: f(q.detach(), k.detach(), v.detach(), **given)
+
+    def backward(y: torch.Tensor) -> Work:
+        return lambda: torch.autograd.grad(y, (q, k, v), grad, retain_graph=True)
+
+    torch_forward = forward(F.scaled_dot_product_attention, is_causal=True)
+    s = medians(rounds, {"theirs": torch_forward, "ours": forward(ops.attention, causal=True)})
+    b = medians(rounds, {"theirs": backward(theirs), "ours": backward(ours)})
+    ratios = f"forward {s['ours'] / s['theirs']:.2f}, backward {b['ours'] / b['theirs']:.2f} of torch's time"
+    print(f"  attention, causal (2, 8, 1024, 64): {ratios}")
+    one = {at: (torch.randn(1, 8, 1, 64), torch.randn(1, 8, at + 1, 64)) for at in (10, 1000)}
+    state = torch.randn(1, 8, 153, 64)
+    step = torch.randn(1, 8, 1, 153)
+    decode: dict[str, Work] = {
+        f"attention at {at}": lambda a=a, c=c, at=at: ops.attention(a, c, c, causal=True, start=at)  # type: ignore[misc]
+        for at, (a, c) in one.items()
+    }
+    decode["scan"] = lambda: ops.scan(step, step, one[10][0], initial=state)
+    for name, seconds in medians(rounds, decode).items():
+        print(f"  a step of {name}: {1e6 * seconds:.0f} us")
+
+
+def scans(rounds: int) -> None:
+    """Scans against the rate of PyTorch's float32 product, linear attention against softmax attention by length."""
+    a = torch.randn(2048, 2048)
+    q, v = torch.randn(1, 8, 4096, 153), torch.randn(1, 8, 4096, 64)
+    s = medians(rounds, {"product": lambda: a @ a, "scan": lambda: ops.scan(q, q, v)})
+    rate, peak = 4e-9 * q.numel() * 64 / s["scan"], 2e-9 * 2048**3 / s["product"]
+    print(f"  scan, length 4096, 153 features, width 64: {rate:.0f} GFLOP/s, {rate / peak:.2f} of torch's product")
+    for length in (256, 512, 1024, 2048):
+        x = torch.randn(1, 8, length, 64)
+        features = torch.randn(1, 8, length, 153)
+        t = medians(rounds, {
+            "softmax": lambda x=x: ops.attention(x, x, x, causal=True),  # type: ignore[misc]
+            "linear": lambda f=features, x=x: ops.linear_attention(f, f, x),  # type: ignore[misc]
+        })  # fmt: skip
+        print(f"  linear attention, length {length}: {t['linear'] / t['softmax']:.2f} of softmax attention's time")
+
+
+def convolutions(rounds: int) -> None:
+    """Convolutions of channels by themselves against PyTorch's FFT and against a copy."""
+    u, w, length = torch.randn(4, 256, 1024), torch.randn(256, 1024), 1024
+
+    def by_fft() -> torch.Tensor:
+        spectrum = torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(w, n=2 * length)
+        return torch.fft.irfft(spectrum, n=2 * length)[..., :length]
+
+    s = medians(rounds, {"fft": by_fft, "ours": lambda: ops.long_conv(u, w)})
+    print(f"  long convolution (4, 256, 1024): {s['ours'] / s['fft']:.2f} of the time of torch's FFT")
+    x, taps, out = torch.randn(8, 768, 1024), torch.randn(768, 4), torch.empty(8, 768, 1024)
+    s = medians(rounds, {
+        "copy": lambda: out.copy_(x), "ours": lambda: ops.short_conv(x, taps),
+        "torch": lambda: F.conv1d(x, taps.unsqueeze(1), padding=3, groups=768),
+    })  # fmt: skip
+    against = f"{s['copy'] / s['ours']:.2f} of a copy's bandwidth, {s['torch'] / s['ours']:.2f} x torch's speed"
+    print(f"  short convolution, 4 taps: {against}")
+
+
 def scaling(rounds: int) -> None:
     """One thread against two."""
     a, b = torch.randn(1, 1024, 1024), torch.randn(1, 1024, 1024)
@@ -145,6 +210,9 @@ def main() -> None:
     products(rounds)
     integer_products(rounds)
     bandwidth(rounds)
+    attention(rounds)
+    scans(rounds)
+    convolutions(rounds)
     scaling(rounds)
 
 
