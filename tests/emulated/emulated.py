@@ -6,6 +6,7 @@ process does its first backward pass, in which autograd starts a thread for each
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -169,6 +170,28 @@ def load() -> None:
     torch._register_device_module(NAME, _module())
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
     device.register(NAME, BACKEND)
+
+
+def for_a_process() -> None:
+    """What a process that loads the device as it starts is told by its environment.
+
+    As it ends, the number of violations goes into the file that ``EMULATED_REPORT`` names. ``EMULATED_DAMAGE`` names a
+    kernel whose results get another bit; with ``:beyond`` it writes beyond its memory, with ``:crash`` it ends all.
+    """
+    path = os.environ.get("EMULATED_REPORT")
+    if path:
+        atexit.register(lambda: Path(path).write_text(str(torch.ops.emulated.violations())))
+    kernel, _, how = os.environ.get("EMULATED_DAMAGE", "").partition(":")
+
+    def damage(name: str, blocks: list[tuple[int, int]]) -> None:
+        if name != kernel:
+            return
+        if how == "crash":
+            os.abort()
+        for address, size in blocks:
+            (ctypes.c_uint8).from_address(address + (size if how else 0)).value ^= 1
+
+    BACKEND.damage = damage if kernel else None
 
 
 load()
