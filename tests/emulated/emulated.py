@@ -40,7 +40,8 @@ def compiler() -> str | None:
 def built(folder: Path) -> Path:
     """The compiled device, in ``folder``; compiled unless it is there (10 to 20 seconds)."""
     source = HERE / "device.cpp"
-    key = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    parts = [source.read_bytes(), (HERE / "streams.hpp").read_bytes(), torch.__version__.encode()]
+    key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     library = folder / f"emulated-{key}.so"
     if library.exists():
         return library
@@ -83,7 +84,7 @@ def _module() -> Any:
 
     module.is_available, module.is_initialized, module._is_in_bad_fork = (lambda: True), (lambda: True), (lambda: False)
     module.device_count, module.current_device, module.set_device = (lambda: 2), ops.current_device, ops.set_device
-    module.device, module.synchronize = chosen, lambda where=None: ops.arrive()
+    module.device, module.synchronize = chosen, lambda where=None: ops.synchronize(index(where))
     module.get_device_name = lambda where=None: f"an emulated device, number {index(where)}"
     module.manual_seed_all = manual_seed_all
     module.get_rng_state = lambda where=None: module.default_generators[index(where)].get_state()
@@ -100,6 +101,7 @@ class Emulated:
         most: bytes of all blocks of a launch up to which its PTX is interpreted; 0 for never.
         launched: names of the kernels that were launched, each with how it ran ("ptx" or "host").
         damage: called with the name of each kernel and its blocks as ``(address, size)``, when it has run.
+        stream: the number of the stream on which a device's kernels are launched: its current one.
     """
 
     precisions: tuple[tuple[str, str], ...] = ()
@@ -110,6 +112,7 @@ class Emulated:
         self.most = 0
         self.launched: set[tuple[str, str]] = set()
         self.damage: Callable[[str, list[tuple[int, int]]], None] | None = None
+        self.stream: Callable[[int], int] = lambda index: torch.ops.emulated.current_stream(index)
         self._machine: Any = None
 
     def launch(self, where: torch.device, name: str, arguments: bytes) -> None:
@@ -123,10 +126,14 @@ class Emulated:
                 blocks[begin] = size
         small = sum(blocks.values()) <= self.most
         self.launched.add((name, "ptx" if small else "host"))
+        index = where.index or 0
+        stream = self.stream(index)
+        torch.ops.emulated.begin(list(blocks), index, stream)
         if small:
             self._interpret(name, words, blocks)
         else:
             device.Host().launch(where, name, arguments)
+        torch.ops.emulated.end(index, stream)
         if self.damage is not None:
             self.damage(name, list(blocks.items()))
 
