@@ -124,11 +124,12 @@ TOOLS = {"memcheck": 0.5, "racecheck": 0.6, "synccheck": 1.0}  # shares of the t
 
 def sanitizer(device: str, tiny: bool, clock: Clock) -> None:
     """compute-sanitizer over every kernel on small shapes."""
-    if shutil.which("compute-sanitizer") is None:
+    program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if program is None:
         row(tool="compute-sanitizer", ok=False, said="is not installed")
         return
     for tool, share in TOOLS.items():
-        command = f"compute-sanitizer --tool {tool} --error-exitcode 9"
+        command = f"{program} --tool {tool} --error-exitcode 9"
         arguments = ("-m", "benchmarks.gpu.bits", device, "--small")
         done = children.bounded(share * clock.left(), *arguments, tool=command, folder=ROOT)
         groups = [json.loads(line)["kernels"] for line in done.out.splitlines() if line.startswith('{"whole"')]
