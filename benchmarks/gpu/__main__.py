@@ -35,7 +35,14 @@ def run_part(
             print(f"  {text.strip()}", flush=True)
             changed(found)
 
-    arguments = ("-m", "benchmarks.gpu.parts", name, device, f"{seconds:.1f}", *(["--tiny"] if tiny else []))
+    arguments = (
+        "-m",
+        "benchmarks.gpu.parts",
+        name,
+        device,
+        f"{time.time() + seconds:.1f}",
+        *(["--tiny"] if tiny else []),
+    )
     done = children.bounded(seconds, *arguments, each=line, alone=True, variables=environment, folder=ROOT)
     if done.code is None:
         found["error"] = f"not done after {seconds:.0f} s"
@@ -57,9 +64,11 @@ def run(names: list[str], device: str, tiny: bool, out: Path, environment: Mappi
             half.write_text(text, encoding="utf-8")
             half.replace(out / file)
 
-    end = time.monotonic() + sum(PARTS[name].seconds for name in names)
+    # a rehearsal may share few cores with others
+    limits = [PARTS[name].seconds * (4 if tiny else 1) for name in names]
+    end = time.monotonic() + sum(limits)
     for number, name in enumerate(names):
-        later = sum(PARTS[other].seconds for other in names[number + 1 :])
+        later = sum(limits[number + 1 :])
         seconds = end - time.monotonic() - later
         print(f"{name}: {PARTS[name].title}, {seconds:.0f} s at most", flush=True)
         found = run_part(name, device, tiny, seconds, environment, lambda found, name=name: changed(name, found))

@@ -1,6 +1,6 @@
 """The parts of ``make gpu``, in order of worth: each prints rows, a JSON line each, as it finds them.
 
-``python -m benchmarks.gpu.parts NAME DEVICE SECONDS [--tiny]``
+``python -m benchmarks.gpu.parts NAME DEVICE END [--tiny]``, with the time at which it will be killed.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ PARTS = {
 
 def main() -> None:
     """Run one part."""
-    name, device, seconds, *tiny = sys.argv[1:]
-    PARTS[name].work(device, bool(tiny), Clock(float(seconds)))
+    name, device, end, *tiny = sys.argv[1:]
+    PARTS[name].work(device, bool(tiny), Clock(float(end)))
 
 
 if __name__ == "__main__":

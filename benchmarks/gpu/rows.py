@@ -22,15 +22,15 @@ class Clock:
     """The time that a part has.
 
     Args:
-        seconds: until it is killed.
+        end: when it is killed, by ``time.time``: its processes take seconds to start, and that is of its time too.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+    def __init__(self, end: float) -> None:
+        self._end = end
 
     def left(self, kept: float = 2.0) -> float:
         """Seconds that are left, but for those that are kept for what comes after; a little where none are."""
-        return max(0.5, self._end - time.monotonic() - kept)
+        return max(0.5, self._end - time.time() - kept)
 
 
 def together(works: Iterable[Callable[[], Any]]) -> list[Any]:
