@@ -48,11 +48,14 @@ gpu:
 	PYTHON=$(PYTHON) benchmarks/gpu/setup.sh
 	.gpu-venv/bin/python -m benchmarks.gpu --device $(DEVICE) --out $(OUT) $(PARTS)
 
-# What such a machine lacks, for its Python 3.12; fetched where there is a network.
+# What such a machine lacks, for its Python 3.12; fetched where there is a network. With PYTHON a Python 3.12, the
+# extension too, for a machine that can't build it.
 gpu-wheels:
 	rm -rf .gpu-wheels
 	$(PYTHON) -m pip download --quiet --dest .gpu-wheels --no-deps --only-binary=:all: --python-version 3.12 \
 	  --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 -r benchmarks/gpu/wheels.txt
+	if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))'; then \
+	  $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir .gpu-wheels/built .; fi
 	du -sh .gpu-wheels
 
 clean:

@@ -7,10 +7,11 @@ mean the current directory are left out (``vtrain.searchpath``).
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -39,6 +40,15 @@ def _command(arguments: tuple[str, ...]) -> list[str]:
     return [sys.executable, *flags, *["-s"] * sys.flags.no_user_site, *arguments]
 
 
+def _started(
+    arguments: tuple[str, ...], profile: str | None = None, variables: Mapping[str, str] | None = None,
+    folder: Path | None = None, tool: str = "",
+) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+    """The command and the environment of ``run``."""
+    env = dict(os.environ) if profile is None else profile_environment(profile)
+    return [*tool.split(), *_command(arguments)], _safe({**env, **(variables or {})}, folder)
+
+
 def run(
     *arguments: str, profile: str | None = None, variables: Mapping[str, str] | None = None,
     folder: Path | None = None, tool: str = "", **how: Any,
@@ -55,9 +65,8 @@ def run(
     """
     import subprocess
 
-    env = dict(os.environ) if profile is None else profile_environment(profile)
-    command = [*tool.split(), *_command(arguments)]
-    return subprocess.run(command, env=_safe({**env, **(variables or {})}, folder), text=True, **how)
+    command, env = _started(arguments, profile, variables, folder, tool)
+    return subprocess.run(command, env=env, text=True, **how)
 
 
 class Ended(NamedTuple):
@@ -73,20 +82,58 @@ class Ended(NamedTuple):
     err: str
 
 
-def bounded(seconds: float, *arguments: str, **how: Any) -> Ended:
+def bounded(
+    seconds: float, *arguments: str, each: Callable[[str], None] = lambda line: None, alone: bool = False, **what: Any
+) -> Ended:
     """``run`` for so long at most, after which the process is killed; what it printed is kept.
+
+    Args:
+        seconds: that it may take.
+        arguments: Python's.
+        each: called with each line of its output as it comes.
+        alone: in a process group of its own, of which nothing is left when it has ended.
+        what: ``profile``, ``variables``, ``folder`` and ``tool`` of ``run``.
 
     Raises:
         FileNotFoundError: there is no such tool.
     """
     import subprocess
 
+    command, env = _started(arguments, **what)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=env, text=True, errors="replace", start_new_session=alone, **pipes)
+    out: list[str] = []
+    err: list[str] = []
+    readers = [
+        threading.Thread(target=_read, args=(process.stdout, out, each), daemon=True),
+        threading.Thread(target=_read, args=(process.stderr, err, lambda line: None), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
     try:
-        done = run(*arguments, capture_output=True, timeout=seconds, **how)
-    except subprocess.TimeoutExpired as late:
-        texts = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t or "" for t in (late.stdout, late.stderr))
-        return Ended(None, *texts)
-    return Ended(done.returncode, done.stdout, done.stderr)
+        code: int | None = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        _kill(process, alone)
+        for reader in readers:
+            reader.join(5)  # a process that it started, and that outlives it, may hold the pipe
+    return Ended(code, "".join(out), "".join(err))
+
+
+def _read(pipe: Any, lines: list[str], each: Callable[[str], None]) -> None:
+    for line in pipe:
+        lines.append(line)
+        each(line)
+
+
+def _kill(process: Any, group: bool) -> None:
+    with suppress(ProcessLookupError):
+        if group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
 
 
 def replace(*arguments: str, profile: str) -> NoReturn:

@@ -1,7 +1,8 @@
 """``python -m benchmarks.gpu [--device cuda] [--out FOLDER] [--tiny] [PART ...]``: run parts, write what they found.
 
-Each part is a process of its own with a limit on its time; one that fails or takes too long doesn't stop the others.
-``results.json`` holds what was found, ``results.md`` the same for the README; both are written after every part.
+Each part is a process of its own with a limit on its time; one that fails or takes too long doesn't stop the others,
+and what one leaves of its time the next may use. ``results.json`` holds what was found, ``results.md`` the same for the
+README; both are written whenever a row is found. ``--device emulated`` is a rehearsal without a GPU.
 """
 
 from __future__ import annotations
@@ -9,39 +10,70 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.parts import PARTS, ROOT
+from benchmarks.gpu.rehearsal import variables
 from benchmarks.gpu.table import page
 from vtrain import children
 
-ROOT = Path(__file__).resolve().parents[2]
+Found = dict[str, Any]
 
 
-def run_part(name: str, device: str, tiny: bool, seconds: float) -> dict[str, Any]:
-    """What a part found, or why it found nothing; with the seconds that it took."""
+def run_part(
+    name: str, device: str, tiny: bool, seconds: float, environment: Mapping[str, str], changed: Callable[[Found], None]
+) -> Found:
+    """What a part found, or why it found nothing more; with the seconds that it took. Each row is told as it comes."""
     start = time.perf_counter()
-    arguments = ("-m", "benchmarks.gpu.parts", name, device, *(["--tiny"] if tiny else []))
-    done = children.bounded(seconds, *arguments, folder=ROOT)
-    found: dict[str, Any] = {"found": _lines(done.out)}
+    found: Found = {"found": []}
+
+    def line(text: str) -> None:
+        if text.startswith("{"):
+            found["found"].append(json.loads(text))
+            print(f"  {text.strip()}", flush=True)
+            changed(found)
+
+    arguments = (
+        "-m",
+        "benchmarks.gpu.parts",
+        name,
+        device,
+        f"{time.time() + seconds:.1f}",
+        *(["--tiny"] if tiny else []),
+    )
+    done = children.bounded(seconds, *arguments, each=line, alone=True, variables=environment, folder=ROOT)
     if done.code is None:
         found["error"] = f"not done after {seconds:.0f} s"
     elif done.code:
         found["error"] = done.err.strip()[-2000:] or f"exit code {done.code}"
-    return {**found, "seconds": round(time.perf_counter() - start, 1)}
+    found["seconds"] = round(time.perf_counter() - start, 1)
+    changed(found)
+    return found
 
 
-def _lines(text: str) -> list[dict[str, Any]]:
-    """The rows that a part printed, a JSON line each; what else it printed is left out."""
-    rows = []
-    for line in text.splitlines():
-        if line.startswith("{"):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # the line that a time limit cut
-    return rows
+def run(names: list[str], device: str, tiny: bool, out: Path, environment: Mapping[str, str]) -> None:
+    """Run parts in turn; write after every row."""
+    results: dict[str, Any] = {"device": device, "tiny": tiny, "parts": {}}
+
+    def changed(name: str, found: Found) -> None:
+        results["parts"][name] = found
+        for file, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", page(results))):
+            half = out / f".{file}"
+            half.write_text(text, encoding="utf-8")
+            half.replace(out / file)
+
+    # a rehearsal may share few cores with others
+    limits = [PARTS[name].seconds * (4 if tiny else 1) for name in names]
+    end = time.monotonic() + sum(limits)
+    for number, name in enumerate(names):
+        later = sum(limits[number + 1 :])
+        seconds = end - time.monotonic() - later
+        print(f"{name}: {PARTS[name].title}, {seconds:.0f} s at most", flush=True)
+        found = run_part(name, device, tiny, seconds, environment, lambda found, name=name: changed(name, found))
+        stopped = f"; stopped: {found['error'][-300:]}" if "error" in found else ""
+        print(f"  {len(found['found'])} rows, {found['seconds']} s{stopped}", flush=True)
 
 
 def main() -> None:
@@ -55,14 +87,8 @@ def main() -> None:
     if unknown := [name for name in given.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"device": given.device, "tiny": given.tiny, "parts": {}}
-    for name in given.parts or list(PARTS):
-        print(f"{name}: {PARTS[name].title}", flush=True)
-        results["parts"][name] = found = run_part(name, given.device, given.tiny, PARTS[name].seconds)
-        stopped = f"; {found['error'][-300:]}" if "error" in found else ""
-        print(f"  {len(found['found'])} rows, {found['seconds']} s{stopped}", flush=True)
-        (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (given.out / "results.md").write_text(page(results), encoding="utf-8")
+    with variables(given.device) as environment:
+        run(given.parts or list(PARTS), given.device, given.tiny, given.out, environment)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,24 @@
 """The parts of ``make gpu``, in order of worth: each prints rows, a JSON line each, as it finds them.
 
-``python -m benchmarks.gpu.parts NAME DEVICE [--tiny]``
+``python -m benchmarks.gpu.parts NAME DEVICE END [--tiny]``, with the time at which it will be killed.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from benchmarks.gpu.rows import Clock, row, together
 from vtrain import children
 
 ROOT = Path(__file__).resolve().parents[2]
+Work = Callable[[str, bool, Clock], None]
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,15 @@ class Part:
     Attributes:
         title: for people.
         seconds: that it may take.
-        work: called with the device's name and whether sizes are tiny; prints rows.
+        work: called with the device's name, whether sizes are tiny, and the time that is left; prints rows.
     """
 
     title: str
     seconds: float
-    work: Callable[[str, bool], None]
+    work: Work
 
 
-def row(**values: Any) -> None:
-    """Print what was found."""
-    print(json.dumps(values), flush=True)
-
-
-def doctor(device: str, tiny: bool) -> None:
+def doctor(device: str, tiny: bool, clock: Clock) -> None:
     """What the machine is, and whether vtrain takes it."""
     import torch
 
@@ -48,116 +45,113 @@ def doctor(device: str, tiny: bool) -> None:
             found = torch.cuda.get_device_properties(i)
             row(card=found.name, architecture=f"sm_{found.major}{found.minor}", torch=torch.__version__,
                 cuda=str(torch.version.cuda), gibibytes=found.total_memory >> 30)  # fmt: skip
-    done = children.bounded(60, "-m", "vtrain", "doctor", "--json", "--device", device)
-    kept = json.loads(done.out)["arithmetic"] if done.code in (0, 4) else {}
-    row(doctor="ok" if done.code == 0 else done.err[-500:] or "BROKEN", broken=[n for n, ok in kept.items() if not ok])
+    done = children.bounded(clock.left(), "-m", "vtrain", "doctor", "--json", "--device", device)
+    said = json.loads(done.out) if done.code in (0, 4) else {"arithmetic": {}}
+    kept = said["arithmetic"]
+    there = sum(name.startswith(device) for name in kept)
+    row(doctor="ok" if done.code == 0 else done.err[-500:] or "BROKEN", checks=len(kept), of_the_device=there,
+        broken=[name for name, ok in kept.items() if not ok], integers=said.get("integerProducts", {}))  # fmt: skip
 
 
-def kernels(device: str, tiny: bool) -> None:
-    """Every kernel's bits, on small shapes and on large ones."""
-    import torch
-
-    from benchmarks.gpu import bits
-
-    for name, same, count in bits.small(torch.device(device)):
-        row(kernels=name, same=same, results=count)
-    for name, same, count in bits.large(torch.device(device), tiny):
-        row(kernels=name, same=same, results=count)
+def host_variants(tiny: bool) -> list[str]:
+    """Instruction sets of the host's kernels that this processor has; "" is the best of them."""
+    if tiny:
+        return ["generic", ""]
+    probe = ("-c", "import vtrain.kernels")
+    vector = [n for n in ("avx512", "avx2") if children.bounded(30, *probe, variables={"VTRAIN_CPU": n}).code == 0]
+    return ["generic", *vector]
 
 
-ZOO = (
-    "mlp",
-    "gpt2",
-    "resnet18",
-    "gpt2-bfloat16",
-    "gpt2-autocast",
-    "gpt2-float16",
-    "llama",
-    "bert",
-    "lstm",
-    "vit",
-    "t5",
-)
-POLICIES = ("", "matmul=chain,other=canonical")
+def kernels(device: str, tiny: bool, clock: Clock) -> None:
+    """Every kernel's bits, against each variant of the host's."""
+    together(functools.partial(_bits, device, tiny, clock, variant) for variant in host_variants(tiny))
 
 
-def zoo(device: str, tiny: bool) -> None:
+def _bits(device: str, tiny: bool, clock: Clock, variant: str) -> None:
+    """Run ``bits`` under a variant of the host's kernels; go on behind a group of kernels that ended the process."""
+    from benchmarks.gpu.bits import names
+
+    left = names(small_only=variant == "generic")  # without fused instructions the large ones would take minutes
+
+    def line(text: str) -> None:
+        found = json.loads(text)
+        if found.pop("whole", False):
+            left.remove(found["kernels"])
+        else:
+            row(host=variant or "fastest", **found)
+
+    variables = {"VTRAIN_CPU": variant, "OMP_WAIT_POLICY": "passive"} if variant else {}
+    while left:
+        arguments = ("-m", "benchmarks.gpu.bits", device, *(["--tiny"] if tiny else []), *left)
+        done = children.bounded(clock.left(), *arguments, each=line, variables=variables, folder=ROOT)
+        if left:
+            why = "not done in time" if done.code is None else done.err[-400:] or f"exit code {done.code}"
+            row(host=variant or "fastest", kernels=left.pop(0), same=False, results=0, error=why)
+        if done.code is None:
+            return
+
+
+def zoo(device: str, tiny: bool, clock: Clock) -> None:
     """Models trained there and audited on the CPU, and the other way round."""
-    names = ZOO[:1] if tiny else ZOO
-    for policy in POLICIES:
-        for trainer, auditor in ((device, "cpu"), ("cpu", device)):
-            with tempfile.TemporaryDirectory(prefix="vtrain-gpu-") as folder:
-                recorded = _zoo(f"record:{policy}", trainer, folder, names)
-                verdicts = _zoo(f"replay:{policy}", auditor, folder, names)
-            for name in names:
-                made, found = recorded.get(name, {}), verdicts.get(name, {})
-                error = made.get("error") or found.get("error") or ""
-                row(model=name, policy=policy or "default", trained=trainer, audited=auditor,
-                    result=found.get("result", "none"), corrections=found.get("corrections", 0),
-                    detail=(error or found.get("detail", ""))[:300])  # fmt: skip
+    from benchmarks.gpu.zoo import models
+
+    models(device, tiny, clock)
 
 
-def _zoo(mode: str, device: str, folder: str, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    arguments = (str(ROOT / "tests" / "e2e" / "zoo.py"), mode, folder, *names)
-    done = children.bounded(100, *arguments, variables={"ZOO_DEVICE": device})
-    rows = [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
-    if not rows:
-        raise RuntimeError(f"{mode} on {device}: {done.err[-1500:]}")
-    return {found["case"]: found for found in rows}
-
-
-def paper(device: str, tiny: bool) -> None:
+def paper(device: str, tiny: bool, clock: Clock) -> None:
     """ResNet-50 and GPT-2 of 124 million parameters, trained there and audited on the CPU."""
-    from experiments.paper_scale.experiment import JOBS, both
+    from benchmarks.gpu.paper import runs
 
-    for name in JOBS[:1] if tiny else JOBS:
-        steps = 1 if tiny else 20
-        for threshold in ("certified", "off"):
-            with tempfile.TemporaryDirectory(prefix="vtrain-gpu-") as folder:
-                found = both(Path(folder), name, steps, threshold, (device, "cpu"), ("native", {}))
-            row(model=name, steps=steps, threshold=threshold, **found)
+    runs(device, tiny, clock)
 
 
-def speed(device: str, tiny: bool) -> None:
+def speed(device: str, tiny: bool, clock: Clock) -> None:
     """Steps, products and passes against PyTorch's own."""
     import torch
 
-    from benchmarks.gpu import rates
+    from benchmarks.gpu import passes, products, rates
 
-    for found in rates.steps(torch.device(device), tiny):
-        row(**found)
-    for found in rates.products(torch.device(device), tiny):
-        row(**found)
-    for found in rates.passes(torch.device(device), tiny):
+    where = torch.device(device)
+    kinds = [rates.steps(rates.language(tiny), where), products.products(where, tiny), passes.passes(where, tiny)]
+    if not tiny:
+        kinds.append(rates.steps(rates.vision(), where))
+    for found in itertools.chain(*kinds):
         row(**found)
 
 
-def sanitizer(device: str, tiny: bool) -> None:
+TOOLS = {"memcheck": 0.5, "racecheck": 0.6, "synccheck": 1.0}  # shares of the time that is left, in turn
+
+
+def sanitizer(device: str, tiny: bool, clock: Clock) -> None:
     """compute-sanitizer over every kernel on small shapes."""
-    if shutil.which("compute-sanitizer") is None:
-        row(tool="compute-sanitizer", said="is not installed")
+    program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if program is None:
+        row(tool="compute-sanitizer", ok=False, said="is not installed")
         return
-    for tool in ("memcheck", "racecheck", "synccheck"):
-        command = f"compute-sanitizer --tool {tool} --error-exitcode 9"
-        done = children.bounded(60, "-m", "benchmarks.gpu.bits", device, tool=command, folder=ROOT)
-        last = [line for line in done.out.splitlines() if "ERROR SUMMARY" in line or "HAZARD" in line][-1:]
-        row(tool=tool, ok=done.code == 0, said=(last or [done.err[-300:] or "not done in time"])[0].strip("= "))
+    for tool, share in TOOLS.items():
+        command = f"{program} --tool {tool} --error-exitcode 9"
+        arguments = ("-m", "benchmarks.gpu.bits", device, "--small")
+        done = children.bounded(share * clock.left(), *arguments, tool=command, folder=ROOT)
+        groups = [json.loads(line)["kernels"] for line in done.out.splitlines() if line.startswith('{"whole"')]
+        said = [line.strip("= ") for line in done.out.splitlines() if line.startswith("====") and "SUMMARY" in line]
+        why = "not done in time" if done.code is None else done.err.strip()[-300:]
+        row(tool=tool, ok=done.code == 0, said=said[-1] if said else why, ran=groups)
 
 
 PARTS = {
     "doctor": Part("The machine", 40, doctor),
     "kernels": Part("Every kernel's bits against the host's", 60, kernels),
-    "zoo": Part("Models trained there and audited here, and the other way round", 120, zoo),
-    "paper": Part("The paper's runs", 120, paper),
-    "speed": Part("Speed", 70, speed),
-    "sanitizer": Part("compute-sanitizer", 70, sanitizer),
+    "zoo": Part("Models trained there and audited here, and the other way round", 90, zoo),
+    "paper": Part("The paper's runs", 150, paper),
+    "speed": Part("Speed", 80, speed),
+    "sanitizer": Part("compute-sanitizer", 60, sanitizer),
 }
 
 
 def main() -> None:
     """Run one part."""
-    name, device, *tiny = sys.argv[1:]
-    PARTS[name].work(device, bool(tiny))
+    name, device, end, *tiny = sys.argv[1:]
+    PARTS[name].work(device, bool(tiny), Clock(float(end)))
 
 
 if __name__ == "__main__":

@@ -44,47 +44,44 @@ def vtrain(profile: str, variables: dict[str, str], *arguments: str) -> tuple[fl
     return time.perf_counter() - start, done.stdout
 
 
-def both(
-    folder: Path, name: str, steps: int, threshold: str, devices: tuple[str, str] = ("cpu", "cpu"),
-    auditor: tuple[str, dict[str, str]] = ("baseline", AUDITOR),
-) -> dict[str, Any]:  # fmt: skip
-    """Train under ``native``, audit as ``auditor`` has it (profile, variables); each on its device."""
+def both(folder: Path, name: str, steps: int, threshold: str) -> dict[str, Any]:
+    """Train under ``native``, audit under ``baseline`` with other kernels and threads."""
     job, run = folder / "job.toml", folder / f"run-{threshold}"
     job.write_text(job_text(name, steps, threshold))
-    trained, _ = vtrain("native", {}, "train", str(job), "--out", str(run), "--device", devices[0])
-    audited, out = vtrain(*auditor, "audit", str(run), "--json", "--device", devices[1])
+    trained, _ = vtrain("native", {}, "train", str(job), "--out", str(run))
+    audited, out = vtrain("baseline", AUDITOR, "audit", str(run), "--json")
     verdict = json.loads(out)
     size = sum(f.stat().st_size for f in (run / "log.zarr").rglob("*") if f.is_file())
     keys = ("result", "firstBadStep", "what", "settled", "entries", "corrections", "violations")
     return {k: verdict[k] for k in keys} | {"train_s": trained, "audit_s": audited, "log_bytes": size}
 
 
-def plain(name: str, steps: int) -> None:
-    """Train in plain float64 and print digests of the weights after each step; a process of its own."""
+def plain(text: str, steps: int) -> None:
+    """Train a job in plain float64 and print digests of the weights after each step; a process of its own."""
     import torch
 
     from vtrain.engine.jobs.task import Task
     from vtrain.engine.seeded import seeded
     from vtrain.job import parse
 
-    job = parse(tomllib.loads(job_text(name, steps, "off")), "job")
+    job = parse(tomllib.loads(text), "job")
     task = Task(job, Path())
     with seeded(0):
         model = task.model()
-    model = model.double()
+    model, device = model.double(), next(model.parameters()).device
     optimizer = task.optimizer(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # torch's own generator would differ too
     for step in range(1, steps + 1):
         batch, _ = task.batch(step)
-        wide = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        wide = {k: v.to(device, torch.float64 if v.is_floating_point() else v.dtype) for k, v in batch.items()}
         task.program.loss(model, wide).backward()
         optimizer.step()
         optimizer.zero_grad()
         digest = hashlib.sha256()
         for p in model.parameters():
-            digest.update(p.detach().float().numpy().tobytes())
+            digest.update(p.detach().float().cpu().numpy().tobytes())
         print(digest.hexdigest(), flush=True)
 
 
@@ -133,6 +130,6 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     for name in given.models or JOBS:
         if given.plain:
-            plain(name, given.steps)
+            plain(job_text(name, given.steps, "off"), given.steps)
         else:
             print(table(name, given.steps, measure(name, given.steps)), flush=True)

@@ -1,6 +1,7 @@
 // An accelerator that isn't there: torch's PrivateUse1 device, twice, with memory in the host's and arithmetic by the
 // CPU's operators. It is as strict as a real one: operands on two devices are refused, new and freed memory is poison,
-// writes beyond a block or after its end are counted, and a copy that need not be waited for comes late.
+// writes beyond a block or after its end are counted, and what need not be waited for comes late: copies to the host's
+// pinned memory, copies from it, and all work for who is on another stream (streams.hpp).
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
@@ -15,6 +16,7 @@
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/util/ScopeExit.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -22,6 +24,8 @@
 #include <map>
 #include <mutex>
 #include <set>
+
+#include "streams.hpp"
 
 namespace {
 
@@ -39,6 +43,7 @@ thread_local c10::DeviceIndex current = 0;
 struct Block {
   size_t size;
   c10::DeviceIndex device;
+  streams::Write last = {};
 };
 std::recursive_mutex lock;
 std::map<uintptr_t, Block> blocks;  // by the address that torch knows
@@ -110,7 +115,10 @@ struct Pinned final : c10::Allocator {
   void copy_data(void* to, const void* from, size_t n) const override { std::memcpy(to, from, n); }
 } pinned;
 
-// ---- the current device -----------------------------------------------------------------------------------------------
+// ---- the current device, its streams and their events -------------------------------------------------------------------
+void arrive();
+void depart(int slot);
+
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return TYPE; }
   c10::Device exchangeDevice(c10::Device d) const override {
@@ -124,14 +132,54 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     if (d.index() >= 0) current = d.index();
   }
   void uncheckedSetDevice(c10::Device d) const noexcept override { current = d.index(); }
-  c10::Stream getStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-  c10::Stream getDefaultStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-  c10::Stream exchangeStream(c10::Stream s) const override { return c10::Stream(c10::Stream::DEFAULT, s.device()); }
-  void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
+
+  c10::Device whole(c10::Device d) const { return {TYPE, d.index() < 0 ? current : d.index()}; }
+  c10::Stream getStream(c10::Device d) const override {
+    return streams::stream(whole(d), streams::chosen[whole(d).index()]);
+  }
+  c10::Stream getDefaultStream(c10::Device d) const override { return streams::stream(whole(d), 0); }
+  c10::Stream getNewStream(c10::Device d, int) const override { return streams::another(whole(d)); }
+  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override { return streams::another(whole(d)); }
+  c10::Stream exchangeStream(c10::Stream s) const override {
+    return streams::stream(s.device(), std::exchange(streams::chosen[s.device_index()], s.id()));
+  }
+  void* getStreamNativeHandle(const c10::Stream s) const override { return reinterpret_cast<void*>(s.id()); }
+
+  void record(void** event, const c10::Stream& s, c10::DeviceIndex, c10::EventFlag) const override {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    if (*event == nullptr) *event = new streams::Clock();
+    *static_cast<streams::Clock*>(*event) = streams::clocks[streams::slot(s)];
+  }
+  void block(void* event, const c10::Stream& s) const override {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    depart(-1);
+    if (event) streams::join(streams::clocks[streams::slot(s)], *static_cast<streams::Clock*>(event));
+  }
+  void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<streams::Clock*>(event); }
+  bool queryEvent(void* event) const override {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    streams::Clock both = streams::host;
+    if (event) streams::join(both, *static_cast<streams::Clock*>(event));
+    return both == streams::host;
+  }
+  void synchronizeEvent(void* event) const override {
+    if (event) waited(*static_cast<streams::Clock*>(event));
+  }
+  bool queryStream(const c10::Stream& s) const override {
+    const int i = streams::slot(s);
+    return streams::clocks[i][i] <= streams::host[i];
+  }
+  void synchronizeStream(const c10::Stream& s) const override { waited(streams::clocks[streams::slot(s)]); }
+  void synchronizeDevice(c10::DeviceIndex i) const override {
+    for (int id = 0; id < streams::A_DEVICE; id++) waited(streams::clocks[streams::slot(i, id)]);
+  }
+  // The host waits for what a clock says.
+  void waited(const streams::Clock& clock) const {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    depart(-1);
+    streams::join(streams::host, clock);
+    arrive();
+  }
   c10::DeviceIndex deviceCount() const noexcept override { return DEVICES; }
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
@@ -213,7 +261,7 @@ Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::option
 }
 
 // The same memory as the CPU sees it: what operators are given here.
-Tensor seen(const Tensor& t) {
+Tensor whole(const Tensor& t) {
   if (t.nbytes() == 0) return at::detail::empty_strided_cpu(t.sizes(), t.strides(), t.scalar_type());
   c10::Storage held = t.storage();
   c10::DataPtr data(held.mutable_data(), new c10::Storage(held), [](void* s) { delete static_cast<c10::Storage*>(s); },
@@ -225,6 +273,38 @@ Tensor seen(const Tensor& t) {
   view._set_conj(t.is_conj());
   view._set_neg(t.is_neg());
   return view;
+}
+
+// The block that a tensor lies in; none of one without elements.
+Block* block(const Tensor& t) {
+  if (t.nbytes() == 0) return nullptr;
+  auto found = blocks.find(reinterpret_cast<uintptr_t>(t.storage().data()));
+  return found == blocks.end() ? nullptr : &found->second;
+}
+
+// To read on the current stream: poison, if another one wrote it and was not waited for.
+Tensor seen(const Tensor& t) {
+  std::lock_guard<std::recursive_mutex> held(lock);
+  const int s = streams::now(t.device().index());
+  depart(s);
+  const Block* found = block(t);
+  Tensor view = whole(t);
+  if (found == nullptr || streams::has(s, found->last)) return view;
+  view = view.clone();
+  std::memset(view.storage().mutable_data(), POISON, view.storage().nbytes());
+  return view;
+}
+
+// To write: if another stream wrote there and was not waited for, it writes later and this is lost.
+Tensor written(const Tensor& t) {
+  std::lock_guard<std::recursive_mutex> held(lock);
+  const int s = streams::now(t.device().index());
+  depart(s);
+  Block* found = block(t);
+  if (found == nullptr) return whole(t);
+  if (!streams::has(s, found->last)) return whole(t).clone();
+  found->last = streams::next(s);
+  return whole(t);
 }
 
 const Tensor& resized(const Tensor& t, c10::IntArrayRef size, std::optional<at::MemoryFormat> format) {
@@ -239,29 +319,55 @@ const Tensor& resized(const Tensor& t, c10::IntArrayRef size, std::optional<at::
 // ---- copies -----------------------------------------------------------------------------------------------------------
 struct Late {
   Tensor from, to;
+  streams::Write write;
 };
-std::deque<Late> late;
+std::deque<Late> late;     // to the host: when it has waited for them
+std::deque<Late> unsent;   // from the host's pinned memory: when their stream next does something
+thread_local int inside = 0;  // an operator that the CPU computes, whose copies are no copies
 
 void arrive() {
   std::lock_guard<std::recursive_mutex> held(lock);
-  while (!late.empty()) {
-    Late next = late.front();
-    late.pop_front();
-    next.to.copy_(next.from);
+  for (auto next = late.begin(); next != late.end();) {
+    if (streams::host_has(next->write)) {
+      next->to.copy_(next->from);
+      next = late.erase(next);
+    } else {
+      ++next;
+    }
   }
 }
 
+void depart(int slot) {
+  std::lock_guard<std::recursive_mutex> held(lock);
+  for (auto next = unsent.begin(); next != unsent.end();) {
+    if (slot < 0 || next->write.by == slot) {
+      whole(next->to).copy_(next->from);
+      next = unsent.erase(next);
+    } else {
+      ++next;
+    }
+  }
+}
+
+bool is_pinned(const Tensor& t) { return at::detail::getPrivateUse1Hooks().isPinnedPtr(t.storage().data()); }
+
 Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
   at::AutoDispatchBelowADInplaceOrView below;
-  const bool out = to.device().is_cpu();
-  const Tensor a = from.device().is_cpu() ? from : seen(from), b = out ? to : seen(to);
-  if (out && non_blocking && at::detail::getPrivateUse1Hooks().isPinnedPtr(to.storage().data())) {
+  const bool in = from.device().is_cpu(), out = to.device().is_cpu();
+  const int s = streams::now(out ? from.device().index() : to.device().index());
+  const Tensor a = in ? from : seen(from), b = out ? to : written(to);
+  if (inside == 0 && non_blocking && out && is_pinned(to)) {
     std::memset(to.storage().mutable_data(), POISON, to.storage().nbytes());
     std::lock_guard<std::recursive_mutex> held(lock);
-    late.push_back({a.clone(), b});
+    late.push_back({a.clone(), b, streams::next(s)});
     return to;
   }
-  if (out) arrive();
+  if (inside == 0 && non_blocking && in && is_pinned(from)) {
+    std::lock_guard<std::recursive_mutex> held(lock);
+    unsent.push_back({a, to, {s, 0}});
+    return to;
+  }
+  if (inside == 0 && (in || out)) Guard().waited(streams::clocks[s]);
   b.copy_(a);
   return to;
 }
@@ -272,7 +378,7 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 }
 
 at::Scalar item(const Tensor& t) {
-  arrive();
+  Guard().waited(streams::clocks[streams::now(t.device().index())]);
   return at::native::_local_scalar_dense_cpu(seen(t));
 }
 
@@ -331,13 +437,15 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     mine.set_offset(offset + 4);
     value = at::detail::createCPUGenerator(mine.current_seed() * 0x9E3779B97F4A7C15u + offset);
   }
+  inside++;
+  auto leave = c10::make_scope_exit([] { inside--; });
   at::native::cpu_fallback(op, stack);
 }
 
 // ---- where the contract leaves arithmetic open, it is another than the CPU's -------------------------------------------
 Tensor moved(const Tensor& cpu, const Tensor& like) {
   Tensor out = at::empty_like(cpu, at::device(like.device()));
-  seen(out).copy_(cpu);
+  written(out).copy_(cpu);
   return out;
 }
 
@@ -354,7 +462,7 @@ void together(const char* name, std::initializer_list<const Tensor*> operands) {
     together(#op, {&a, &b, &out});                                                                   \
     Tensor y = at::op(seen(a).flip({-1}), seen(b).flip({-2}));                                       \
     if (!out.sizes().equals(y.sizes())) resized(out, y.sizes(), std::nullopt);                       \
-    seen(out).copy_(y);                                                                              \
+    written(out).copy_(y);                                                                              \
     return out;                                                                                      \
   }                                                                                                  \
   Tensor op##_new(const Tensor& a, const Tensor& b) {                                                \
@@ -370,7 +478,7 @@ PRODUCT(bmm)
     together(#op, {&a, &b, &c, &out});                                                               \
     Tensor y = at::op(seen(c), seen(a).flip({-1}), seen(b).flip({-2}), beta, alpha);                 \
     if (!out.sizes().equals(y.sizes())) resized(out, y.sizes(), std::nullopt);                       \
-    seen(out).copy_(y);                                                                              \
+    written(out).copy_(y);                                                                              \
     return out;                                                                                      \
   }                                                                                                  \
   Tensor op##_new(const Tensor& c, const Tensor& a, const Tensor& b, const at::Scalar& beta,         \
@@ -398,7 +506,7 @@ Tensor nudged(const Tensor& y) {
   Tensor& op##_into(const Tensor& x, Tensor& out) {                                                  \
     together(#op, {&x, &out});                                                                       \
     if (!out.sizes().equals(x.sizes())) resized(out, x.sizes(), std::nullopt);                       \
-    seen(out).copy_(nudged(at::op(seen(x))));                                                        \
+    written(out).copy_(nudged(at::op(seen(x))));                                                        \
     return out;                                                                                      \
   }
 FUNCTION(exp)
@@ -450,13 +558,56 @@ int64_t found_violations() {
 }
 
 Tensor host_view(const Tensor& t) { return seen(t); }
+
+// A kernel on a stream: it finds poison in blocks whose last writer that stream has not waited for, and what it writes
+// there is lost. What else has changed when it ends, it wrote.
+struct Found {
+  uintptr_t address;
+  std::string bytes;
+  bool late;
+};
+thread_local std::vector<Found> running;
+
+void begin(at::IntArrayRef addresses, int64_t device, int64_t id) {
+  std::lock_guard<std::recursive_mutex> held(lock);
+  const int s = streams::slot(static_cast<c10::DeviceIndex>(device), id);
+  depart(s);
+  running.clear();
+  if (!streams::several) return;
+  for (const int64_t address : addresses) {
+    const Block& block = blocks.at(static_cast<uintptr_t>(address));
+    auto* data = reinterpret_cast<char*>(address);
+    running.push_back({static_cast<uintptr_t>(address), {data, block.size}, !streams::has(s, block.last)});
+    if (running.back().late) std::memset(data, POISON, block.size);
+  }
+}
+
+void end(int64_t device, int64_t id) {
+  std::lock_guard<std::recursive_mutex> held(lock);
+  const int s = streams::slot(static_cast<c10::DeviceIndex>(device), id);
+  for (const Found& f : running) {
+    auto* data = reinterpret_cast<char*>(f.address);
+    if (f.late)
+      std::memcpy(data, f.bytes.data(), f.bytes.size());
+    else if (std::memcmp(data, f.bytes.data(), f.bytes.size()) != 0)
+      blocks.at(f.address).last = streams::next(s);
+  }
+  running.clear();
+}
+
+int64_t current_stream(int64_t device) { return streams::chosen[device]; }
+void synchronize(int64_t device) { Guard().synchronizeDevice(static_cast<c10::DeviceIndex>(device)); }
+void record_stream(Tensor&, c10::Stream) {}  // freed memory is not used again while it is watched
 int64_t current_device() { return current; }
 void set_device(int64_t i) { Guard().setDevice({TYPE, static_cast<c10::DeviceIndex>(i)}); }
 
 TORCH_LIBRARY(emulated, m) {
   m.def("block_of(int address, int device) -> (int, int)", &block_of);
   m.def("violations() -> int", &found_violations);
-  m.def("arrive() -> ()", &arrive);
+  m.def("synchronize(int device) -> ()", &synchronize);
+  m.def("current_stream(int device) -> int", &current_stream);
+  m.def("begin(int[] blocks, int device, int stream) -> ()", &begin);
+  m.def("end(int device, int stream) -> ()", &end);
   m.def("current_device() -> int", &current_device);
   m.def("set_device(int device) -> ()", &set_device);
   m.def("default_generator", [](int64_t i) { return default_generator(i); });
@@ -489,6 +640,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", &copy_from);
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &item);
+  m.impl("record_stream", &record_stream);
 #define BOTH(op) m.impl(#op, &op##_new), m.impl(#op ".out", &op##_into)
   BOTH(mm), BOTH(bmm), BOTH(addmm), BOTH(baddbmm);
   BOTH(exp), BOTH(log), BOTH(tanh), BOTH(erf), BOTH(sigmoid);

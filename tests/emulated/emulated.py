@@ -6,6 +6,7 @@ process does its first backward pass, in which autograd starts a thread for each
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -40,7 +41,8 @@ def compiler() -> str | None:
 def built(folder: Path) -> Path:
     """The compiled device, in ``folder``; compiled unless it is there (10 to 20 seconds)."""
     source = HERE / "device.cpp"
-    key = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    parts = [source.read_bytes(), (HERE / "streams.hpp").read_bytes(), torch.__version__.encode()]
+    key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     library = folder / f"emulated-{key}.so"
     if library.exists():
         return library
@@ -83,7 +85,7 @@ def _module() -> Any:
 
     module.is_available, module.is_initialized, module._is_in_bad_fork = (lambda: True), (lambda: True), (lambda: False)
     module.device_count, module.current_device, module.set_device = (lambda: 2), ops.current_device, ops.set_device
-    module.device, module.synchronize = chosen, lambda where=None: ops.arrive()
+    module.device, module.synchronize = chosen, lambda where=None: ops.synchronize(index(where))
     module.get_device_name = lambda where=None: f"an emulated device, number {index(where)}"
     module.manual_seed_all = manual_seed_all
     module.get_rng_state = lambda where=None: module.default_generators[index(where)].get_state()
@@ -102,6 +104,7 @@ class Emulated:
         launched: names of the kernels that were launched, each with how it ran ("ptx" or "host").
         units: what the device's matrix units add by; None for a device without.
         damage: called with the name of each kernel and its blocks as ``(address, size)``, when it has run.
+        stream: the number of the stream on which a device's kernels are launched: its current one.
     """
 
     precisions: tuple[tuple[str, str], ...] = ()
@@ -114,6 +117,7 @@ class Emulated:
         self.units: Accumulator | None = None
         self.multiplied = 0
         self.damage: Callable[[str, list[tuple[int, int]]], None] | None = None
+        self.stream: Callable[[int], int] = lambda index: torch.ops.emulated.current_stream(index)
         self._machine: Any = None
 
     def matrix_units(self, where: torch.device) -> Accumulator | None:
@@ -138,10 +142,14 @@ class Emulated:
                 blocks[begin] = size
         small = sum(blocks.values()) <= self.most
         self.launched.add((name, "ptx" if small else "host"))
+        index = where.index or 0
+        stream = self.stream(index)
+        torch.ops.emulated.begin(list(blocks), index, stream)
         if small:
             self._interpret(name, words, blocks)
         else:
             device.Host().launch(where, name, arguments)
+        torch.ops.emulated.end(index, stream)
         if self.damage is not None:
             self.damage(name, list(blocks.items()))
 
@@ -185,6 +193,28 @@ def load() -> None:
     torch._register_device_module(NAME, _module())
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
     device.register(NAME, BACKEND)
+
+
+def for_a_process() -> None:
+    """What a process that loads the device as it starts is told by its environment.
+
+    As it ends, the number of violations goes into the file that ``EMULATED_REPORT`` names. ``EMULATED_DAMAGE`` names a
+    kernel whose results get another bit; with ``:beyond`` it writes beyond its memory, with ``:crash`` it ends all.
+    """
+    path = os.environ.get("EMULATED_REPORT")
+    if path:
+        atexit.register(lambda: Path(path).write_text(str(torch.ops.emulated.violations())))
+    kernel, _, how = os.environ.get("EMULATED_DAMAGE", "").partition(":")
+
+    def damage(name: str, blocks: list[tuple[int, int]]) -> None:
+        if name != kernel:
+            return
+        if how == "crash":
+            os.abort()
+        for address, size in blocks:
+            (ctypes.c_uint8).from_address(address + (size if how else 0)).value ^= 1
+
+    BACKEND.damage = damage if kernel else None
 
 
 load()
