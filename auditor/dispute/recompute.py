@@ -25,7 +25,7 @@ from vtrain.engine.state.tensors import to_tensor
 from vtrain.errors import ProofError, UnsupportedError
 from vtrain.policy import Policy
 
-_NAME = re.compile(r"aten\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
+_NAME = re.compile(r"(aten|vtrain)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
 _CONSTANTS = (torch.dtype, torch.layout, torch.memory_format)
 
 
@@ -72,7 +72,7 @@ def outputs(event: Event, tensors: Mapping[str, Shown], policy: Policy, seed: in
 
 def _operation(name: str) -> Any:
     found = _NAME.fullmatch(name)
-    func = getattr(getattr(torch.ops.aten, found[1], None), found[2], None) if found else None
+    func = getattr(getattr(getattr(torch.ops, found[1]), found[2], None), found[3], None) if found else None
     form = form_of(func) if func is not None else None
     if form is None or form.entry.cls is OpClass.FORBIDDEN:
         raise ProofError(f"{name[:80]!r} is no operation of the table")

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import vtrain
+from vtrain import ops
 from vtrain.random import StreamKey, randint, uniform24, words
 
 Batch = dict[str, Any]
@@ -170,6 +171,34 @@ class Recurrent(nn.Module):
         return nn.functional.cross_entropy(y[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
+class Mixers(nn.Module):
+    """A layer each of window attention, linear attention with decay, and convolutions, of ``vtrain.ops``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 24)
+        self.inner = nn.ModuleList([nn.Linear(24, 72) for _ in range(3)])
+        self.outer = nn.ModuleList([nn.Linear(24, 24) for _ in range(3)])
+        self.decay, self.taps = nn.Parameter(torch.full((2, 1, 1), -1.0)), nn.Parameter(torch.full((24, 3), 0.3))
+        self.filter, self.head = nn.Parameter(torch.full((24, 12), 0.1)), nn.Linear(24, 40)
+
+    def mixed(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (2, 12)).transpose(1, 2) for t in self.inner[layer](x).chunk(3, -1))
+        if layer == 0:
+            return ops.attention(q, k, v, window=5).transpose(1, 2).flatten(2)
+        if layer == 1:
+            q, k = ops.taylor_map(q[..., :4]), ops.taylor_map(k[..., :4])
+            return ops.linear_attention(q, k, v, log_decay=self.decay)[0].transpose(1, 2).flatten(2)
+        short = ops.short_conv(v.transpose(2, 3).flatten(1, 2), self.taps)[0]
+        return ops.long_conv(short, self.filter).mT * nn.functional.silu(q.transpose(1, 2).flatten(2))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for layer, outer in enumerate(self.outer):
+            x = x + outer(self.mixed(layer, nn.functional.layer_norm(x, (24,))))
+        return nn.functional.cross_entropy(self.head(x)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
 class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -235,6 +264,9 @@ CASES: dict[str, Case] = {
     "mobilenet-v3": Case(vision("mobilenet_v3_small"), pictures(32, 4), direct, sgd),
     "lstm": Case(lambda: Recurrent(nn.LSTM), sequences, direct, foreach_sgd, clip=1.0),
     "gru": Case(lambda: Recurrent(nn.GRU), sequences, direct),
+    "mixers": Case(Mixers, sequences, direct),
+    "mixers-autocast": Case(Mixers, sequences, direct, autocast=True),
+    "mixers-bfloat16": Case(Mixers, sequences, direct, policy=BF16),
     "mlp": Case(Perceptron, rows, direct, sgd),
     "mlp-foreach": Case(Perceptron, rows, direct, foreach_sgd),
 }

@@ -155,6 +155,85 @@ template <> struct Cases<ScatterArgs> {
   }
 };
 
+template <> struct Cases<AttentionArgs> {
+  template <class F> static void each(const F& run) {
+    const int64_t batch = 1, heads = 2, queries = 53, keys = 70, d = 5, width = 33, rows = batch * heads * queries;
+    Floats q = numbers(rows * d), k = numbers(batch * keys * d, 2), v = numbers(batch * keys * width, 3);
+    const Floats grad = numbers(rows * width, 4), bias = numbers(queries * keys, 5);
+    std::vector<uint8_t> mask(static_cast<size_t>(queries * keys), 1);
+    for (size_t i = 0; i < mask.size(); i += 3) mask[i] = 0;
+    Floats out = results(rows * width), top(rows, 2.0f), total(rows, 3.0f), delta = results(rows), dq = results(rows * d);
+    Floats dk = results(batch * heads * keys * d), dv = results(batch * heads * keys * width);
+    AttentionArgs a{q.data(), k.data(), v.data(), nullptr, nullptr, nullptr, out.data(), top.data(), total.data(),
+                    delta.data(), dq.data(), dk.data(), dv.data(), batch, heads, heads, queries, keys, d, width,
+                    heads * queries * d, queries * d, d, keys * d, 0, d, keys * width, 0, width,
+                    heads * queries * width, queries * width, width, 0, 0, keys, 1, keys - queries, 1, 0, 0, 0, 0.5, 0.5};
+    if (run.is("attention_backward")) a.grad = grad.data();
+    for (const int64_t part : {0, 1, 2}) {
+      a.part = part;
+      run(a);
+      a.window = 9, a.mask = mask.data();
+      run(a);
+      a.window = 0, a.block = 16, a.mask = nullptr, a.bias = bias.data();
+      run(a);
+      a.block = 0, a.bias = nullptr;
+    }
+    v[7] = static_cast<float>(infinity());  // the other way through
+    a.part = 0;
+    run(a);
+  }
+};
+
+template <> struct Cases<ScanArgs> {
+  template <class F> static void each(const F& run) {
+    for (const int64_t length : {0, 1, 70, 129})
+      for (const int64_t reach : {0, 1, 2}) {
+        const int64_t heads = 3, rows = 11, columns = 37, n = heads * length;
+        const Floats read = numbers(n * rows), key = numbers(n * rows, 2), value = numbers(n * columns, 3);
+        const Floats decay = numbers(n * columns, 4), first = numbers(heads * rows * columns, 5);
+        Floats out = results(n * columns + MISSING * !length), state = results(heads * rows * columns);
+        ScanArgs a{read.data(), key.data(), value.data(), nullptr, first.data(), out.data(), state.data(), 1, heads, length,
+                   rows, columns, 0, length * rows, rows, 0, length * rows, rows, 0, length * columns, columns,
+                   0, length * columns, columns, 1, 0, rows * columns, columns, 1, reach, 5, 0, 0};
+        run(a);
+        a.decay = decay.data();
+        for (const int64_t back : {0, 1})
+          for (const int64_t across : {0, 1}) {
+            a.backwards = back, a.across = across;
+            run(a);
+          }
+      }
+  }
+};
+
+template <> struct Cases<DecayArgs> {
+  template <class F> static void each(const F& run) {
+    for (const int64_t reach : {0, 1, 2}) {
+      const int64_t heads = 3, length = 70, rows = 37, columns = 5, n = heads * length * rows, m = heads * rows * columns;
+      const Floats read = numbers(n), key = numbers(n, 2), state = numbers(m, 3);
+      Floats out = results(n);
+      run(DecayArgs{read.data(), key.data(), key.data(), read.data(), state.data(), state.data(), out.data(), 1, heads,
+                    length, rows, columns, reach, 6});
+    }
+  }
+};
+
+template <> struct Cases<DepthwiseArgs> {
+  template <class F> static void each(const F& run) {
+    for (const int64_t taps : {1, 4, 150})
+      for (const int64_t shift : {int64_t(0), taps - 1, int64_t(-2), int64_t(20)})
+        for (const int64_t kind : {0, 1, 2}) {
+          const int64_t batch = 2, channels = 3, n = 131, length = 129;
+          Floats u = numbers(batch * channels * n);
+          const Floats w = numbers(channels * taps, 2), grad = numbers(batch * channels * length, 3);
+          Floats out = results(kind == 2 ? channels * taps : batch * channels * (kind ? n : length));
+          run(DepthwiseArgs{u.data(), w.data(), grad.data(), out.data(), batch, channels, n, taps, length, shift, kind});
+          u[5] = static_cast<float>(infinity());
+          run(DepthwiseArgs{u.data(), w.data(), grad.data(), out.data(), batch, channels, n, taps, length, shift, kind});
+        }
+  }
+};
+
 template <> struct Cases<RunningArgs> {
   template <class F> static void each(const F& run) {
     for (const int64_t inner : {1, 33, 70}) {

@@ -74,7 +74,7 @@ def test_what_is_not_finite_reaches_what_reads_it_alone(bad: float) -> None:
     ("u", "w", "text"),
     [
         (numbers(2, 3), numbers(3, 2), "u is [2, 3], want 3 dimensions"),
-        (numbers(1, 3, 5), numbers(2, 2), "[1, 3, 5], [2, 2] don't fit"),
+        (numbers(1, 3, 5), numbers(2, 2), "u is [1, 3, 5], w is [2, 2], which don't fit"),
         (numbers(1, 3, 5).double(), numbers(3, 2), "u is torch.float64"),
     ],
 )

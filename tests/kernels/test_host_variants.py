@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -122,6 +123,36 @@ def rows(r: Results, make: Callable[..., Tensor]) -> None:
         r.add(f"channel norm backward {area}", canonical.channel_norm_backward(x, grad, *by))
 
 
+def sequences(r: Results, make: Callable[..., Tensor]) -> None:
+    q, k, v, grad = (make(2, 4, 77, n, seed=i) for i, n in enumerate((12, 12, 33, 33)))
+    k, v, bias, mask = k[:, :2], v[:, :2], make(77, 77, seed=4), make(4, 77, 77, seed=5) > 0
+    sights = {"whole": canonical.Sight(), "causal": canonical.Sight(causal=True, q_scale=0.5, k_scale=-0.7),
+              "window": canonical.Sight(causal=True, window=9), "block": canonical.Sight(causal=True, block=16)}  # fmt: skip
+    overs: dict[str, dict[str, Tensor]] = {"plain": {}, "bias": {"bias": bias}, "mask": {"mask": mask}}
+    for (how, sight), (name, over) in itertools.product(sights.items(), overs.items()):
+        out, top, total = canonical.attention(q, k, v, sight, **over)
+        r.add(f"attention {how} {name}", out, top, total)
+        for parts in ((0,), (1, 2)):
+            back = canonical.attention_backward(grad, q, k, v, top, total, sight, **over, parts=parts)
+            r.add(f"attention {how} {name} backward {parts}", *back)
+    read, key, decay = (make(2, 4, 77, 21, seed=i) for i in range(6, 9))
+    for kind, span in (("lag", 0), ("lag", 5), ("blocks", 16), ("all", 0)):
+        reach = canonical.Reach(kind, span)  # type: ignore[arg-type]
+        for name, a in (("none", None), ("rows", decay * 0.1)):
+            state = grad[:, :, :21]
+            y, last = canonical.scan(read, key, grad, a, state, reach)
+            back, start = canonical.scan(key, read, grad, a, None, reach, backwards=True)
+            turned, _ = canonical.scan(grad, grad, key, a, state.mT, reach, across=True)
+            r.add(f"scan {kind} {span} {name}", y, last, back, start, turned)
+            r.add(
+                f"scan decay {kind} {span} {name}", canonical.scan_decay(read, turned, key, turned, last, start, reach)
+            )
+    u, w = make(3, 5, 130, seed=11), make(5, 130, seed=12)
+    for taps, shift in ((4, 3), (130, 129), (3, -1)):
+        r.add(f"depthwise {taps}", canonical.depthwise(u, w[:, :taps], 130, shift),
+              canonical.depthwise_input(u, w[:, :taps], 130, shift), canonical.depthwise_weight(u, u, taps, shift))  # fmt: skip
+
+
 def maps(r: Results, make: Callable[..., Tensor]) -> None:
     x, grad = make(30001, seed=1), make(30001, seed=2)
     for name in sorted(canonical.FUNCTIONS):
@@ -161,7 +192,7 @@ def digests() -> Found:
     found: Found = {}
     for make in (numbers, strange):
         results = Results()
-        for part in (products, convolutions, sums, rows, maps, the_rest):
+        for part in (products, convolutions, sums, rows, sequences, maps, the_rest):
             part(results, make)
         found.update({f"{make.__name__}: {name}": digest for name, digest in results.found.items()})
     return found

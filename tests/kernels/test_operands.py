@@ -96,6 +96,35 @@ CASES: dict[str, Case] = {
     "scatter": ("scatter", lambda values, x: canonical.scatter(values, torch.tensor([0, 1]), 3, x),
                 {"values": (2, 4), "x": (3, 4)}, {"values": [(3, 4)], "x": [(4, 4), (3, 5)]}),
     "running_sum": ("running_sum", lambda x: canonical.running_sum(x, 0), {"x": (3,)}, {}),
+    "attention": (
+        "attention", lambda q, k, v, bias: canonical.attention(q, k, v, canonical.Sight(), bias),
+        {"q": (1, 2, 3, 4), "k": (1, 2, 5, 4), "v": (1, 2, 5, 6), "bias": (3, 5)},
+        {"q": [(2, 3, 4), (2, 2, 3, 4), (1, 2, 3, 5)], "k": [(1, 2, 4, 4), (1, 2, 5, 3)], "v": [(1, 2, 6, 6)],
+         "bias": [(3, 4), (1, 1, 1, 3, 5)]},
+    ),
+    "attention_backward": (
+        "attention_backward", lambda q, k, v, grad, top, total: canonical.attention_backward(
+            grad, q, k, v, top, total, canonical.Sight()),
+        {"q": (1, 2, 3, 4), "k": (1, 2, 5, 4), "v": (1, 2, 5, 6), "grad": (1, 2, 3, 6), "top": (1, 2, 3), "total": (1, 2, 3)},
+        {"k": [(1, 2, 5, 3)], "grad": [(1, 2, 3, 5)], "top": [(1, 2, 4)], "total": [(2, 3)]},
+    ),
+    "scan": (
+        "scan", lambda read, key, value, decay, first: canonical.scan(read, key, value, decay, first, canonical.Reach()),
+        {"read": (1, 2, 5, 3), "key": (1, 2, 5, 3), "value": (1, 2, 5, 4), "decay": (5, 1), "first": (1, 2, 3, 4)},
+        {"read": [(2, 5, 3)], "key": [(1, 2, 5, 4)], "value": [(1, 2, 4, 4)], "decay": [(4, 1)], "first": [(1, 2, 4, 3)]},
+    ),
+    "scan_decay": (
+        "scan_decay", lambda read, read_grad, key, key_grad, state, state_grad: canonical.scan_decay(
+            read, read_grad, key, key_grad, state, state_grad, canonical.Reach()),
+        {**dict.fromkeys(("read", "read_grad", "key", "key_grad"), (1, 2, 5, 3)), "state": (1, 2, 3, 4),
+         "state_grad": (1, 2, 3, 4)},
+        {"read_grad": [(1, 2, 5, 4)], "key": [(1, 2, 4, 3)], "key_grad": [(2, 5, 3)], "state": [(1, 2, 4, 4)],
+         "state_grad": [(1, 2, 3, 5)]},
+    ),
+    "depthwise": ("depthwise", lambda u, w: canonical.depthwise(u, w, 5, 0), {"u": (2, 3, 5), "w": (3, 2)},
+                  {"u": [(3, 5), (2, 4, 5)], "w": [(4, 2), (3,)]}),
+    "depthwise_weight": ("depthwise", lambda grad, u: canonical.depthwise_weight(grad, u, 2, 0),
+                         {"u": (2, 3, 5), "grad": (2, 3, 4)}, {"u": [(2, 4, 5)], "grad": [(1, 3, 4)]}),
     "sgd": ("sgd", _step("sgd"), {"param": (3, 2), "grad": (3, 2), "first": (3, 2)},
             {"grad": [(4, 2)], "first": [(4, 2)]}),
     "adam": ("adam", _step("adam"), {name: (3, 2) for name in ("param", "grad", "first", "second", "most")},

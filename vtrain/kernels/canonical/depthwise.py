@@ -50,8 +50,9 @@ def _run(
     wrong = w is not None and w.shape[0] != channels
     wrong |= u is not None and grad is not None and grad.shape[:2] != u.shape[:2]
     if wrong or min(taps, length, n) < 0:
-        shapes = ", ".join(str(list(t.shape)) for t in (u, w, grad) if t is not None)
-        raise OperandError(f"kernel depthwise: operands of {shapes} don't fit")
+        named = {"u": u, "w": w, "grad": grad}
+        shapes = ", ".join(f"{name} is {list(t.shape)}" for name, t in named.items() if t is not None)
+        raise OperandError(f"kernel depthwise: {shapes}, which don't fit")
     shape = ((batch, channels, length), (batch, channels, n), (channels, taps))[kind]
     out = torch.empty(shape, dtype=F32, device=like.device)
     u, w, grad = (None if t is None else t.contiguous() for t in (u, w, grad))

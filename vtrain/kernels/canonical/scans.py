@@ -118,6 +118,10 @@ def scan_decay(
     checked(name, read, read=read, read_grad=read_grad, key=key, key_grad=key_grad, state=state, state_grad=state_grad)
     same_shape(name, read, read_grad=read_grad, key=key, key_grad=key_grad)
     batch, heads, length, rows = read.shape
+    if state.shape[:3] != (batch, heads, rows) or state.dim() != 4:
+        raise OperandError(f"kernel {name}: state is {list(state.shape)}, want {[batch, heads, rows]} and columns")
+    if state_grad is not None:
+        same_shape(name, state, state_grad=state_grad)
     out = torch.empty_like(read, memory_format=torch.contiguous_format)
     dense = [None if t is None else t.contiguous() for t in (read, read_grad, key, key_grad, state, state_grad)]
     if out.numel():
