@@ -1,4 +1,4 @@
-"""Disputes over the operators of ``vtrain.ops``: a trainer who changes a result is found, and judged from the record."""
+"""Disputes over the operators of ``vtrain.ops``: who changes a result is found, and judged from the record."""
 
 from __future__ import annotations
 

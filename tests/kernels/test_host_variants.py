@@ -126,8 +126,10 @@ def rows(r: Results, make: Callable[..., Tensor]) -> None:
 def sequences(r: Results, make: Callable[..., Tensor]) -> None:
     q, k, v, grad = (make(2, 4, 77, n, seed=i) for i, n in enumerate((12, 12, 33, 33)))
     k, v, bias, mask = k[:, :2], v[:, :2], make(77, 77, seed=4), make(4, 77, 77, seed=5) > 0
-    sights = {"whole": canonical.Sight(), "causal": canonical.Sight(causal=True, q_scale=0.5, k_scale=-0.7),
-              "window": canonical.Sight(causal=True, window=9), "block": canonical.Sight(causal=True, block=16)}  # fmt: skip
+    sights = {
+        "whole": canonical.Sight(), "causal": canonical.Sight(causal=True, q_scale=0.5, k_scale=-0.7),
+        "window": canonical.Sight(causal=True, window=9), "block": canonical.Sight(causal=True, block=16),
+    }  # fmt: skip
     overs: dict[str, dict[str, Tensor]] = {"plain": {}, "bias": {"bias": bias}, "mask": {"mask": mask}}
     for (how, sight), (name, over) in itertools.product(sights.items(), overs.items()):
         out, top, total = canonical.attention(q, k, v, sight, **over)
@@ -149,8 +151,9 @@ def sequences(r: Results, make: Callable[..., Tensor]) -> None:
             )
     u, w = make(3, 5, 130, seed=11), make(5, 130, seed=12)
     for taps, shift in ((4, 3), (130, 129), (3, -1)):
-        r.add(f"depthwise {taps}", canonical.depthwise(u, w[:, :taps], 130, shift),
-              canonical.depthwise_input(u, w[:, :taps], 130, shift), canonical.depthwise_weight(u, u, taps, shift))  # fmt: skip
+        some = w[:, :taps]
+        y, du = canonical.depthwise(u, some, 130, shift), canonical.depthwise_input(u, some, 130, shift)
+        r.add(f"depthwise {taps}", y, du, canonical.depthwise_weight(u, u, taps, shift))
 
 
 def maps(r: Results, make: Callable[..., Tensor]) -> None:

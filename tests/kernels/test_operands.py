@@ -105,13 +105,16 @@ CASES: dict[str, Case] = {
     "attention_backward": (
         "attention_backward", lambda q, k, v, grad, top, total: canonical.attention_backward(
             grad, q, k, v, top, total, canonical.Sight()),
-        {"q": (1, 2, 3, 4), "k": (1, 2, 5, 4), "v": (1, 2, 5, 6), "grad": (1, 2, 3, 6), "top": (1, 2, 3), "total": (1, 2, 3)},
+        {"q": (1, 2, 3, 4), "k": (1, 2, 5, 4), "v": (1, 2, 5, 6), "grad": (1, 2, 3, 6), "top": (1, 2, 3),
+         "total": (1, 2, 3)},
         {"k": [(1, 2, 5, 3)], "grad": [(1, 2, 3, 5)], "top": [(1, 2, 4)], "total": [(2, 3)]},
     ),
     "scan": (
-        "scan", lambda read, key, value, decay, first: canonical.scan(read, key, value, decay, first, canonical.Reach()),
+        "scan", lambda read, key, value, decay, first: canonical.scan(
+            read, key, value, decay, first, canonical.Reach()),
         {"read": (1, 2, 5, 3), "key": (1, 2, 5, 3), "value": (1, 2, 5, 4), "decay": (5, 1), "first": (1, 2, 3, 4)},
-        {"read": [(2, 5, 3)], "key": [(1, 2, 5, 4)], "value": [(1, 2, 4, 4)], "decay": [(4, 1)], "first": [(1, 2, 4, 3)]},
+        {"read": [(2, 5, 3)], "key": [(1, 2, 5, 4)], "value": [(1, 2, 4, 4)], "decay": [(4, 1)],
+         "first": [(1, 2, 4, 3)]},
     ),
     "scan_decay": (
         "scan_decay", lambda read, read_grad, key, key_grad, state, state_grad: canonical.scan_decay(
