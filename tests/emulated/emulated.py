@@ -104,12 +104,16 @@ class Emulated:
     precisions: tuple[tuple[str, str], ...] = ()
     libraries: tuple[device.Switch, ...] = ()
     flags: dict[str, Callable[[], object]] = {}  # noqa: RUF012
+    recent: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.most = 0
         self.launched: set[tuple[str, str]] = set()
         self.damage: Callable[[str, list[tuple[int, int]]], None] | None = None
         self._machine: Any = None
+
+    def absent(self) -> str:
+        return ""
 
     def launch(self, where: torch.device, name: str, arguments: bytes) -> None:
         words = np.frombuffer(arguments, "<i8")

@@ -6,7 +6,7 @@ A type of device (torch's name of it) is served by one backend. Everything above
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Protocol, TypeAlias
 
@@ -29,6 +29,7 @@ class Backend(Protocol):
         precisions: (backend, operation) pairs whose precision of float32 products torch keeps as a setting.
         flags: settings that decide how numbers are computed there, by the name under which a user sets them.
         libraries: how to read and set whether torch calls a vendor's library, which composes operations of its own.
+        recent: kernels that were launched last, the latest at the end, where their errors come late.
     """
 
     @property
@@ -40,6 +41,13 @@ class Backend(Protocol):
     @property
     def libraries(self) -> tuple[Switch, ...]: ...
 
+    @property
+    def recent(self) -> Collection[str]: ...
+
+    def absent(self) -> str:
+        """Why torch finds no device of this type; empty where it does."""
+        ...
+
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel of entries.hpp with its arguments' struct, in order with torch's work on that device."""
         ...
@@ -50,11 +58,17 @@ class Host:
 
     precisions: tuple[tuple[str, str], ...] = (("mkldnn", "matmul"),)
 
+    recent: tuple[str, ...] = ()
+
     libraries: tuple[Switch, ...] = ((torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),)
 
     @property
     def flags(self) -> dict[str, Callable[[], object]]:
         return {"torch.backends.mkldnn.enabled": torch._C._get_mkldnn_enabled}
+
+    def absent(self) -> str:
+        """Empty: there is a CPU."""
+        return ""
 
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel here."""
@@ -100,6 +114,11 @@ def of(device: torch.device) -> Backend:
         return _BACKENDS[device.type]
     except KeyError:
         raise BackendError(f"no kernels for {device}: want a device of type {', '.join(_BACKENDS)}") from None
+
+
+def absence(kind: str) -> str:
+    """Why there is no device of a type here, by its backend; empty where nothing is known."""
+    return _BACKENDS[kind].absent() if kind in _BACKENDS else ""
 
 
 def modules() -> list[ModuleType]:

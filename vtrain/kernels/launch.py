@@ -88,8 +88,16 @@ def packed(name: str, arguments: tuple[Argument, ...]) -> bytes:
 
 
 def launch(name: str, *arguments: Argument) -> None:
-    """Run a kernel where its tensors are; the caller has checked dtypes, devices and layouts."""
-    where = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    """Run a kernel where its tensors are, which live until it is launched; the caller has checked dtypes and layouts.
+
+    Raises:
+        OperandError: they are on several devices: an address of one is none of another's.
+    """
+    places = [a.device for a in arguments if isinstance(a, torch.Tensor)]
+    where = places[0]
+    if any(place != where for place in places):
+        several = " and ".join(sorted({str(place) for place in places}))
+        raise OperandError(f"kernel {name}: its tensors are on {several}; move them to one device")
     device.of(where).launch(where, name, packed(name, arguments))
 
 
