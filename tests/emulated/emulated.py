@@ -98,22 +98,26 @@ class Emulated:
     Attributes:
         most: bytes of all blocks of a launch up to which its PTX is interpreted; 0 for never.
         launched: names of the kernels that were launched, each with how it ran ("ptx" or "host").
+        recent: what ``lost`` names.
         damage: called with the name of each kernel and its blocks as ``(address, size)``, when it has run.
     """
 
     precisions: tuple[tuple[str, str], ...] = ()
     libraries: tuple[device.Switch, ...] = ()
     flags: dict[str, Callable[[], object]] = {}  # noqa: RUF012
-    recent: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.most = 0
+        self.recent: tuple[str, ...] = ()
         self.launched: set[tuple[str, str]] = set()
         self.damage: Callable[[str, list[tuple[int, int]]], None] | None = None
         self._machine: Any = None
 
     def absent(self) -> str:
         return ""
+
+    def lost(self) -> str:
+        return f"The last kernels were: {', '.join(self.recent)}." if self.recent else ""
 
     def launch(self, where: torch.device, name: str, arguments: bytes) -> None:
         words = np.frombuffer(arguments, "<i8")

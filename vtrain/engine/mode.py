@@ -20,6 +20,7 @@ from vtrain.engine.forms import Form, form_of, touches_no_tensor
 from vtrain.engine.optable import OpClass
 from vtrain.engine.unknown import unknown
 from vtrain.errors import UnsupportedOperation
+from vtrain.kernels.failures import ran_out
 
 assert vtrain.engine.ops  # importing it fills the table
 
@@ -53,7 +54,12 @@ class EngineMode(TorchDispatchMode):
         runner = self._runners.get(func)
         if runner is None:
             runner = self._runners[func] = self._build(func, args, kwargs or {})
-        return runner(args, kwargs or {})
+        try:
+            return runner(args, kwargs or {})
+        except RuntimeError as error:
+            if ran_out(error):
+                self.engine.ran_out(str(func))
+            raise
 
     def _shown(self, seen: Seen, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         """An operation in front of somebody who wants to see it when it is done, and not what it is made of."""

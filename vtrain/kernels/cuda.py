@@ -10,7 +10,7 @@ import functools
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -129,18 +129,14 @@ class _Loaded:
 
 
 class Cuda:
-    """torch's CUDA devices, as ``device.Backend`` has it.
-
-    Attributes:
-        recent: kernels that were launched last, the latest at the end.
-    """
+    """torch's CUDA devices, as ``device.Backend`` has it."""
 
     precisions = (("cuda", "matmul"),)
     # cuDNN's batch norm and recurrent layers are operations of their own, which no CPU has
     libraries = ((torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),)
 
     def __init__(self) -> None:
-        self.recent: deque[str] = deque(maxlen=_RECENT)
+        self._recent: deque[str] = deque(maxlen=_RECENT)
         self._loaded: dict[int, _Loaded] = {}
         self._loading = threading.Lock()  # one thread compiles and loads; the others wait for what it makes
 
@@ -164,6 +160,16 @@ class Cuda:
             return str(error).strip()
         return ""
 
+    def lost(self) -> str:
+        """What is to be said of a device that failed; empty where no kernel was launched."""
+        if not self._recent:
+            return ""
+        return (
+            "The error is of something that was launched before, as errors on a device come late; the last kernels "
+            f"were: {', '.join(self._recent)}. With CUDA_LAUNCH_BLOCKING=1 it comes where it happens. This "
+            "process can't use the device any more: go on with the run in a new one"
+        )
+
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel with its arguments' struct; the caller keeps alive what they point to.
 
@@ -183,8 +189,8 @@ class Cuda:
         except VtrainError:
             raise
         except RuntimeError as error:
-            raise _explained(error, index, name, self.recent) from error
-        self.recent.append(f"{name} on cuda:{index}")
+            raise _explained(error, index, name, self.lost()) from error
+        self._recent.append(f"{name} on cuda:{index}")
 
     def _function(self, index: int, name: str) -> tuple[_Loaded, Any]:
         loaded = self._loaded.get(index)
@@ -205,16 +211,7 @@ def _stream(cupy: Any, index: int) -> Any:
     return cupy.cuda.ExternalStream(mine.pointer, index)  # CuPy before 14
 
 
-def lost(recent: Iterable[str]) -> str:
-    """What is to be said of a device that failed, given the kernels that were launched last."""
-    return (
-        "The error is of something that was launched before, as errors on a device come late; the last kernels were: "
-        f"{', '.join(recent) or 'none of ours'}. With CUDA_LAUNCH_BLOCKING=1 it comes where it happens. This process "
-        "can't use the device any more: go on with the run in a new one"
-    )
-
-
-def _explained(error: RuntimeError, index: int, name: str, recent: Iterable[str]) -> Exception:
+def _explained(error: RuntimeError, index: int, name: str, lost: str) -> Exception:
     """What an error of CuPy's, the driver's or torch's means where a kernel is launched."""
     found = _CODE.search(str(error))
     code, text = found[0] if found else "", str(error).strip().splitlines()[0]
@@ -232,5 +229,5 @@ def _explained(error: RuntimeError, index: int, name: str, recent: Iterable[str]
             "set CUDA_VISIBLE_DEVICES before Python starts, and see in `nvidia-smi` whether another process holds it"
         )
     if code in _LOST:
-        return BackendError(f"kernel {name} could not be launched on cuda:{index}: {text}. {lost(recent)}")
+        return BackendError(f"kernel {name} could not be launched on cuda:{index}: {text}. {lost}".rstrip())
     return BackendError(f"kernel {name} could not be launched on cuda:{index}: {text}; `vtrain doctor` checks devices")

@@ -6,7 +6,7 @@ A type of device (torch's name of it) is served by one backend. Everything above
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from types import ModuleType
 from typing import Protocol, TypeAlias
 
@@ -29,7 +29,6 @@ class Backend(Protocol):
         precisions: (backend, operation) pairs whose precision of float32 products torch keeps as a setting.
         flags: settings that decide how numbers are computed there, by the name under which a user sets them.
         libraries: how to read and set whether torch calls a vendor's library, which composes operations of its own.
-        recent: kernels that were launched last, the latest at the end, where their errors come late.
     """
 
     @property
@@ -41,11 +40,12 @@ class Backend(Protocol):
     @property
     def libraries(self) -> tuple[Switch, ...]: ...
 
-    @property
-    def recent(self) -> Collection[str]: ...
-
     def absent(self) -> str:
         """Why torch finds no device of this type; empty where it does."""
+        ...
+
+    def lost(self) -> str:
+        """What is to be said of a device that failed, where errors come late; empty where they don't."""
         ...
 
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
@@ -58,8 +58,6 @@ class Host:
 
     precisions: tuple[tuple[str, str], ...] = (("mkldnn", "matmul"),)
 
-    recent: tuple[str, ...] = ()
-
     libraries: tuple[Switch, ...] = ((torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),)
 
     @property
@@ -68,6 +66,10 @@ class Host:
 
     def absent(self) -> str:
         """Empty: there is a CPU."""
+        return ""
+
+    def lost(self) -> str:
+        """Empty: a call's errors are its own."""
         return ""
 
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:

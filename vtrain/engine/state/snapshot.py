@@ -35,13 +35,17 @@ class Snapshot:
         self._marks: dict[tuple[str, str], tuple[int, int]] = {}
 
     def take(self, files: Files) -> None:
-        """Copy these tensors in place of the ones before."""
-        before, self.files, self._marks = self.files, {}, {}
+        """Copy these tensors in place of the ones before, which stay if there is no memory for more."""
+        before, empty = self.files, dict[str, Tensor]()
+        self.files = {
+            file: {name: _room(t, before.get(file, empty).get(name)) for name, t in tensors.items()}
+            for file, tensors in files.items()
+        }
+        self._marks = {}
         blocks: list[kernels.Block] = []
         for file, tensors in files.items():
-            old, copies = before.get(file, {}), self.files.setdefault(file, {})
             for name, t in tensors.items():
-                copy = copies[name] = _room(t, old.get(name))
+                copy = self.files[file][name]
                 if _plain(t):
                     blocks.append(kernels.block(copy, t))
                 else:
