@@ -335,12 +335,20 @@ def test_memory_that_ran_out_inside_a_step_can_t_be_passed_over(tmp_path: Path) 
     assert run.steps_done == 1
 
 
+def test_no_room_to_compare_the_state(tmp_path: Path) -> None:
+    with record(tmp_path / "run", model=model, optimizer=settings()["optimizer"]) as run:
+        with room(0), pytest.raises(DeviceMemoryError, match="comparing the state"), run.step(data(1, 4)):
+            pass
+        with run.step(data(1, 4)):
+            pass
+
+
 def test_scratch_memory_is_given_back(tmp_path: Path) -> None:
     with record(tmp_path / "run", policy=vtrain.Policy(matmul="logged"), **settings()) as run:
         one_step(run, 1, 4)
         buffers = run._loop.session.engine.workspace._buffers
         assert buffers
-        with room(0), pytest.raises(DeviceMemoryError):
+        with room(3000), pytest.raises(DeviceMemoryError, match=r"^step 2, "):
             one_step(run, 2, 4)
         assert not buffers
         run.rollback()

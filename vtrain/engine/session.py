@@ -80,6 +80,11 @@ class Session:
     def _where(self, number: int) -> str:
         return f"step {number}{f', {self.engine.exhausted}' if self.engine.exhausted else ''}"
 
+    @property
+    def operations(self) -> int:
+        """How many operations were dispatched in all steps, those counted that others were taken apart into."""
+        return self._mode.calls
+
     def sites(self) -> tuple[str, bytes]:
         """(SHA-256 in hex, canonical JSON) of the last step's sequence of sites."""
         walk = tuple(self.engine.walk)

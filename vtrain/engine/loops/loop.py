@@ -210,6 +210,7 @@ class Loop:
             digests["#indices"] = _index_digest(indices)
         return digests
 
+    @told(lambda: "comparing the state with that of the last step's end")
     def _check_unchanged(self) -> None:
         if self._kept is None:
             changed = ["model or optimizer"] if state.versions(self.model, self.optimizer) != self._versions else []
