@@ -114,7 +114,17 @@ def calibrate(job: Path, steps: int, write: bool, thresholds: bool) -> None:
 
     found = costs.measure_costs(load(job), job.resolve().parent, steps, lambda text: _say(f"measuring {text}"))
     click.echo(f"a step on {costs.threads()}; bytes of log before compression")
-    print_table([("policy", False), ("seconds", True), ("times plain", True), ("log", True)], costs.table(found))
+    print_table(
+        [
+            ("policy", False),
+            ("seconds", True),
+            ("times plain", True),
+            ("log", True),
+            ("operations", True),
+            ("kernels", True),
+        ],
+        costs.table(found),
+    )
     if note := costs.integer_note(found):
         click.echo(note)
     chosen = costs.choice(found)

@@ -6,7 +6,7 @@ import statistics
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vtrain.engine.loops.loop import Loop, StepEnd
 from vtrain.engine.seeded import seeded
 from vtrain.errors import JobError, VtrainError
 from vtrain.job import Job, parse
-from vtrain.kernels import scalars
+from vtrain.kernels import launch, scalars
 from vtrain.store.atomic import write_bytes
 
 # What is compared: how products are done, and of logged ones how wide doubt is.
@@ -39,12 +39,16 @@ class Cost:
         policy: the keys of the policy that were set; empty for plain PyTorch.
         seconds: a step, median.
         bytes: of log a step before compression, once thresholds are calibrated.
+        operations: dispatched in a step.
+        launches: of our kernels in a step, by device.
         why: why it can't be used; empty where it can.
     """
 
     policy: dict[str, str]
     seconds: float = 0.0
     bytes: float = 0.0
+    operations: int = 0
+    launches: Mapping[str, int] = field(default_factory=dict)
     why: str = ""
 
     @property
@@ -76,7 +80,7 @@ def measure_costs(job: Job, directory: Path, steps: int, say: Callable[[str], No
     Args:
         job: as written.
         directory: what the program's path is relative to.
-        steps: measured ones; as many as thresholds need are done before.
+        steps: measured ones; as many as thresholds need are done before, and one after, for what is counted.
         say: hears what is being measured.
 
     Raises:
@@ -109,7 +113,11 @@ def _recorded(job: Job, directory: Path, steps: int, keys: dict[str, str]) -> Co
         begun = time.perf_counter()
         task.run_step(loop, step)
         seconds.append(time.perf_counter() - begun)
-    return Cost(keys, statistics.median(seconds[warm:]), statistics.mean(meter.sizes[warm + 1 :]))
+    size, before = statistics.mean(meter.sizes[warm + 1 :]), loop.session.operations
+    with launch.counted() as launches:
+        task.run_step(loop, warm + steps + 1)
+    operations = loop.session.operations - before
+    return Cost(keys, statistics.median(seconds[warm:]), size, operations, dict(launches))
 
 
 def _plain(job: Job, directory: Path, steps: int) -> Cost:
@@ -170,15 +178,20 @@ def _with_keys(text: str, policy: dict[str, str]) -> str:
 
 
 def table(costs: list[Cost]) -> list[list[str]]:
-    """Rows for people: policy, seconds a step, times plain, log a step."""
+    """Rows for people: policy, seconds a step, times plain, log a step, operations, kernels launched."""
     plain, rows = costs[0].seconds, []
     for cost in costs:
         if cost.why:
-            rows.append([cost.name, "-", "-", cost.why[:60]])
+            rows.append([cost.name, "-", "-", cost.why[:60], "-", "-"])
             continue
         size = f"{cost.bytes / 1000:,.1f} kB" if cost.policy else "-"
-        rows.append([cost.name, f"{cost.seconds:.3f}", f"{cost.seconds / plain:.2f}", size])
+        rows.append([cost.name, f"{cost.seconds:.3f}", f"{cost.seconds / plain:.2f}", size, *_counts(cost)])
     return rows
+
+
+def _counts(cost: Cost) -> tuple[str, str]:
+    launches = ", ".join(f"{where} {n:,}" for where, n in sorted(cost.launches.items()))
+    return f"{cost.operations:,}" if cost.operations else "-", launches or "-"
 
 
 def integer_note(costs: list[Cost]) -> str:

@@ -36,6 +36,7 @@ from vtrain.engine.state.extra import Extra
 from vtrain.errors import JobError, UsageError, VtrainError
 from vtrain.job import Job, LoopJob, job_digest
 from vtrain.kernels import scalars
+from vtrain.kernels.failures import told
 from vtrain.policy import Policy
 from vtrain.store import canonical
 from vtrain.store.identity import LoopFacts
@@ -55,6 +56,7 @@ class Recording(OpenRun):
     @contextlib.contextmanager
     def step(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
         """As ``OpenRun.step``."""
+        self._mark()
         self._prepare()
         if not self._looked:
             self._looked = True
@@ -147,6 +149,7 @@ class record:
             raise UsageError(f"checkpoint_every is {self._every!r}; want an integer from 1")
         return LoopJob(seed=str(self._seed), policy=self._policy, checkpoint_every=self._every, optable=table_digest())
 
+    @told()
     def _open(self, job: LoopJob | Job, data: bytes) -> Recording:
         key = trainer_key(self._key)
         digest = job_digest(data)

@@ -7,6 +7,7 @@ a closure, the mode of a layer, a counter in the program's file - would have got
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ from vtrain.engine.jobs.task import Task
 from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loops.loop import Loop, StepEnd
 from vtrain.engine.state import attributes
-from vtrain.errors import StateError, StorageError
+from vtrain.errors import DeviceMemoryError, StateError, StorageError
+from vtrain.kernels.failures import told
 from vtrain.store.layout import Layout
 from vtrain.store.steplog import StepLog
 from vtrain.store.writer import last_checkpoint
@@ -116,6 +118,12 @@ class Rehearsals:
             loop = self._do_again(again, checkpoint)
         except StorageError:
             raise
+        except DeviceMemoryError as error:  # which the training itself has: nothing is said against the program
+            warnings.warn(
+                f"the checkpoint after step {checkpoint} was not tried; a second model and optimizer must fit: {error}",
+                stacklevel=2,
+            )
+            return ""
         except Exception as error:  # the program's own, where it misses what it kept
             return f"{type(error).__name__}: {error}"
         assert again.done is not None
@@ -128,6 +136,7 @@ class Rehearsals:
         names = [*_differing(loop.files(), self._loop.files())]
         return f"{len(names)} tensors would end otherwise, first {names[0]}" if names else ""
 
+    @told(lambda: "repeating a step")
     def _do_again(self, again: _Again, checkpoint: int) -> Loop:
         job, fresh = self._task.job, self._task.anew()
         loop = Loop(again, job.policy, job.train.seed)

@@ -20,6 +20,7 @@ from vtrain.engine.listener import ScaleFn, Site, Vary
 from vtrain.engine.loops.loop import EVALUATION, Loop, StepEnd
 from vtrain.engine.state.tensors import to_tensor
 from vtrain.errors import CheckpointError
+from vtrain.kernels.failures import told
 from vtrain.policy import Policy
 from vtrain.store.checkpoint import RESUME
 from vtrain.store.logformat import step_digest
@@ -201,20 +202,27 @@ class StepWriter:
 
     def _flush(self, whole: bool) -> None:
         """Write the step held back, with a checkpoint if ``whole``."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending is None:
             return
-        leaf = pending.leaf
+        # The copies come before anything is written: where memory is not enough for them, the step still waits.
+        leaf, files = self._copied(pending) if whole else (pending.leaf, {})
+        self._pending = None
         self._writer.metrics(pending.values)  # before what acknowledges the step; resuming drops it otherwise
         if not whole:
             self._writer.step(leaf, pending.log, pending.program)
             return
-        files = state.as_bytes(pending.files())
-        leaf = replace(leaf, state=files_digest(files).text)
-        if beyond := self.resume():
-            kept = state.as_bytes({RESUME: beyond})
-            leaf, files = replace(leaf, resume=files_digest(kept).text), files | kept
         if leaf.step == 0:
             self.on_initial(leaf.state)
         self._writer.step(leaf, pending.log, pending.program)
         self._writer.checkpoint(leaf.step, files, self.meta() | self._notes)
+
+    @told(lambda: "copying a checkpoint to the host")
+    def _copied(self, pending: _Pending) -> tuple[Leaf, dict[str, Any]]:
+        """A step's leaf with its state's digest, and that state in the host's memory."""
+        files = state.as_bytes(pending.files())
+        leaf = replace(pending.leaf, state=files_digest(files).text)
+        if beyond := self.resume():
+            kept = state.as_bytes({RESUME: beyond})
+            leaf, files = replace(leaf, resume=files_digest(kept).text), files | kept
+        return leaf, files

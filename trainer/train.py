@@ -14,6 +14,7 @@ from vtrain.engine.loops.loop import Loop, StepEnd
 from vtrain.errors import UsageError
 from vtrain.job import MAX_BYTES, Job, job_digest, parse_canonical
 from vtrain.kernels import scalars
+from vtrain.kernels.failures import told
 from vtrain.store import canonical
 from vtrain.store.layout import Layout, require_run, safe_open
 from vtrain.store.writer import RunWriter, create
@@ -27,6 +28,7 @@ def _nowhere() -> None:
 
 
 @scalars.held()
+@told()
 def train(
     job: Job, directory: Path, out: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
     rehearse: bool = False, say: Callable[[str], None] = lambda text: None,
@@ -59,6 +61,7 @@ def train(
 
 
 @scalars.held()
+@told()
 def resume(
     out: Path, directory: Path, key: Ed25519PrivateKey, on_step: OnStep, publish: Publish = _nowhere,
     on_plan: Callable[[int], None] = lambda steps: None,

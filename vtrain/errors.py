@@ -131,6 +131,13 @@ class UnsupportedOperation(UnsupportedError):
     """An operation that the table does not know or forbids (numerics §2, class 6)."""
 
 
+class DeviceMemoryError(UnsupportedError, RuntimeError):
+    """A device's memory, or the host's, is not enough; what was recorded before stays.
+
+    What is raised is a ``torch.OutOfMemoryError`` too.
+    """
+
+
 class OperandError(UnsupportedError):
     """A kernel was given a tensor of a type, device or shape that it does not take."""
 

@@ -20,6 +20,7 @@ from vtrain.engine.loops.loop import Loop
 from vtrain.errors import CheckpointError, ProgramError, Refuted, UsageError
 from vtrain.job import Job
 from vtrain.kernels import scalars
+from vtrain.kernels.failures import told
 from vtrain.store.atomic import storage_errors
 
 
@@ -78,6 +79,7 @@ class TaskReplay:
         self._nonce = nonce
 
     @scalars.held()
+    @told()
     def replay(self, segment: Segment, on_step: Callable[[int], None], repairs: Repairs | None = None) -> Found:
         """Replay one segment, taking the run's values in ``repairs``.
 

@@ -1,7 +1,8 @@
 // An accelerator that isn't there: torch's PrivateUse1 device, twice, with memory in the host's and arithmetic by the
 // CPU's operators. It is as strict as a real one: operands on two devices are refused, new and freed memory is poison,
 // writes beyond a block or after its end are counted, and what need not be waited for comes late: copies to the host's
-// pinned memory, copies from it, and all work for who is on another stream (streams.hpp).
+// pinned memory, copies from it, and all work for who is on another stream (streams.hpp). Memory
+// has a limit where one is set, and it is counted how often the host waits.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
@@ -19,6 +20,7 @@
 #include <c10/util/ScopeExit.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -50,6 +52,7 @@ std::map<uintptr_t, Block> blocks;  // by the address that torch knows
 std::deque<std::pair<uintptr_t, size_t>> freed;
 size_t freed_bytes = 0;
 int64_t violations = 0;
+int64_t limits[DEVICES], used[DEVICES], peaks[DEVICES];  // bytes of blocks; a limit of 0 is none
 
 bool poisoned(const uint8_t* p, size_t n) {
   for (size_t i = 0; i < n; i++)
@@ -73,6 +76,7 @@ void release(void* data) {
   std::lock_guard<std::recursive_mutex> held(lock);
   auto found = blocks.find(reinterpret_cast<uintptr_t>(data));
   const size_t size = found->second.size;
+  used[found->second.device] -= size;
   auto* begin = static_cast<uint8_t*>(data);
   violations += !poisoned(begin - EDGE, EDGE) || !poisoned(begin + size, EDGE);
   std::memset(begin - EDGE, POISON, size + 2 * EDGE);
@@ -82,14 +86,25 @@ void release(void* data) {
   let_go(QUARANTINE);
 }
 
+// As CUDA's allocator says it.
+void check_room(size_t n, c10::DeviceIndex i) {
+  const int64_t left = limits[i] - used[i];
+  TORCH_CHECK_WITH(OutOfMemoryError, limits[i] == 0 || static_cast<int64_t>(n) <= left,
+                   "emulated out of memory. Tried to allocate ", n, " bytes. GPU ", static_cast<int>(i),
+                   " has a total capacity of ", limits[i], " bytes of which ", left, " bytes is free.");
+}
+
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t n) override {
     const c10::Device device(TYPE, current);
     if (n == 0) return {nullptr, nullptr, &release, device};
+    std::lock_guard<std::recursive_mutex> held(lock);
+    check_room(n, current);
     auto* begin = static_cast<uint8_t*>(std::aligned_alloc(EDGE, (n + 3 * EDGE - 1) / EDGE * EDGE));
     TORCH_CHECK(begin != nullptr, "emulated: out of memory");
     std::memset(begin, POISON, n + 2 * EDGE);
-    std::lock_guard<std::recursive_mutex> held(lock);
+    used[current] += n;
+    peaks[current] = std::max(peaks[current], used[current]);
     blocks[reinterpret_cast<uintptr_t>(begin + EDGE)] = {n, current};
     return {begin + EDGE, begin + EDGE, &release, device};
   }
@@ -316,6 +331,19 @@ const Tensor& resized(const Tensor& t, c10::IntArrayRef size, std::optional<at::
   return t;
 }
 
+// ---- what a stream could not capture: the host waits, or memory of its own is read ------------------------------------
+std::atomic<int64_t> waited = 0, sent = 0;
+thread_local int inside = 0;  // operators of the CPU's, whose copies are the emulation's own
+struct Inside {
+  Inside() { inside++; }
+  ~Inside() { inside--; }
+};
+// Their results, or the sizes of these, are read by the host on an accelerator.
+const std::set<std::string> WAITING = {
+    "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive",
+    "aten::equal",   "aten::repeat_interleave", "aten::bincount", "aten::histc",
+};
+
 // ---- copies -----------------------------------------------------------------------------------------------------------
 struct Late {
   Tensor from, to;
@@ -368,6 +396,8 @@ Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
     return to;
   }
   if (inside == 0 && (in || out)) Guard().waited(streams::clocks[s]);
+  if (!inside && out && !in) waited++;
+  if (!inside && !out && in) sent++;
   b.copy_(a);
   return to;
 }
@@ -379,6 +409,7 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 
 at::Scalar item(const Tensor& t) {
   Guard().waited(streams::clocks[streams::now(t.device().index())]);
+  waited += !inside;
   return at::native::_local_scalar_dense_cpu(seen(t));
 }
 
@@ -428,6 +459,8 @@ void check_devices(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   check_devices(op, stack);
+  waited += !inside && WAITING.count(op.schema().name());
+  Inside mark;
   const size_t count = op.schema().arguments().size(), first = stack->size() - count;
   for (size_t i = first; i < stack->size(); i++) {
     auto& value = (*stack)[i];
@@ -557,6 +590,16 @@ int64_t found_violations() {
   return violations;
 }
 
+void set_limit(int64_t bytes, int64_t device) {
+  std::lock_guard<std::recursive_mutex> held(lock);
+  limits[device] = bytes, peaks[device] = used[device];
+}
+std::tuple<int64_t, int64_t> memory_of(int64_t device) {
+  std::lock_guard<std::recursive_mutex> held(lock);
+  return {used[device], peaks[device]};
+}
+std::tuple<int64_t, int64_t> crossings() { return {waited, sent}; }
+
 Tensor host_view(const Tensor& t) { return seen(t); }
 
 // A kernel on a stream: it finds poison in blocks whose last writer that stream has not waited for, and what it writes
@@ -608,6 +651,9 @@ TORCH_LIBRARY(emulated, m) {
   m.def("current_stream(int device) -> int", &current_stream);
   m.def("begin(int[] blocks, int device, int stream) -> ()", &begin);
   m.def("end(int device, int stream) -> ()", &end);
+  m.def("set_limit(int bytes, int device) -> ()", &set_limit);
+  m.def("memory_of(int device) -> (int, int)", &memory_of);
+  m.def("crossings() -> (int, int)", &crossings);
   m.def("current_device() -> int", &current_device);
   m.def("set_device(int device) -> ()", &set_device);
   m.def("default_generator", [](int64_t i) { return default_generator(i); });

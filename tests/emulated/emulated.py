@@ -103,6 +103,7 @@ class Emulated:
         multiplied: how many products its units did.
         launched: names of the kernels that were launched, each with how it ran ("ptx" or "host").
         units: what the device's matrix units add by; None for a device without.
+        recent: what ``lost`` names.
         damage: called with the name of each kernel and its blocks as ``(address, size)``, when it has run.
         stream: the number of the stream on which a device's kernels are launched: its current one.
     """
@@ -113,6 +114,7 @@ class Emulated:
 
     def __init__(self) -> None:
         self.most = 0
+        self.recent: tuple[str, ...] = ()
         self.launched: set[tuple[str, str]] = set()
         self.units: Accumulator | None = None
         self.multiplied = 0
@@ -130,6 +132,12 @@ class Emulated:
         left, right = torch.broadcast_tensors(left, right)
         sums = modelled_sums(left.reshape(-1, a.shape[-1]), right.reshape(-1, a.shape[-1]), self.units)
         return sums.float().view(*a.shape[:-1], b.shape[-1]).to(a.device)
+
+    def absent(self) -> str:
+        return ""
+
+    def lost(self) -> str:
+        return f"The last kernels were: {', '.join(self.recent)}." if self.recent else ""
 
     def launch(self, where: torch.device, name: str, arguments: bytes) -> None:
         words = np.frombuffer(arguments, "<i8")

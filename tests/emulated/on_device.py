@@ -22,7 +22,7 @@ from vtrain.engine.backend import check_device, device_report, environment
 from vtrain.engine.listener import Plain, Site, round_result
 from vtrain.engine.session import Session
 from vtrain.errors import BackendError, OperandError, VtrainError
-from vtrain.kernels import canonical, device, selftest
+from vtrain.kernels import canonical, device, launch, selftest
 from vtrain.policy import Policy
 from vtrain.rounding import generic
 from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
@@ -102,6 +102,13 @@ def test_kernels_refuse_operands_on_two_devices(other: str) -> None:
     a, b = torch.ones(1, 2, 3, device=NAME), torch.ones(1, 3, 2, device=other)
     with pytest.raises(OperandError, match="is on"):
         canonical.product(a, b)
+
+
+@pytest.mark.parametrize("other", ["cpu", f"{NAME}:1"])
+def test_a_launch_refuses_tensors_on_two_devices(other: str) -> None:
+    x, y = torch.ones(4, device=NAME), torch.ones(4, device=other)
+    with pytest.raises(OperandError, match=rf"running_sum: its tensors are on .*{other}.*; move them to one device"):
+        launch.launch("running_sum", x, y, 1, 4, 1)
 
 
 def test_memory_of_another_device_is_an_illegal_access() -> None:

@@ -37,12 +37,15 @@ def test_each_policy_is_measured() -> None:
     assert by_name['matmul = "chain"'].bytes < by_name['matmul = "logged"'].bytes
     assert by_name['matmul = "integer"'].bytes == by_name['matmul = "chain"'].bytes
     assert integer_note(found).startswith('matmul = "integer" multiplies by ') and integer_note(found[:3]) == ""
-    assert [len(row) for row in table(found)] == [4] * 6
+    assert [len(row) for row in table(found)] == [6] * 6
+    chain = by_name['matmul = "chain"']
+    assert list(chain.launches) == ["cpu"] and 0 < chain.launches["cpu"] < chain.operations
+    assert table(found)[0][4:] == ["-", "-"]
 
 
 def test_a_policy_that_can_not_be_used_is_told() -> None:
     row = table([Cost({}, 1.0), Cost({"matmul": "chain"}, why="not here")])[1]
-    assert row == ['matmul = "chain"', "-", "-", "not here"]
+    assert row == ['matmul = "chain"', "-", "-", "not here", "-", "-"]
 
 
 def test_a_job_that_can_not_be_trained(tmp_path: Path) -> None:

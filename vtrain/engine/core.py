@@ -53,6 +53,7 @@ class Engine:
         integer: whether products and convolutions are canonical, of exact integers.
         canonical: whether other operations are, where there is a kernel for them.
         seen: called with each operation that a program does, its operands and results; None for nobody.
+        exhausted: the operation in which memory ran out in this step; empty where none did.
         own: the generators of the step that is under way.
     """
 
@@ -71,6 +72,7 @@ class Engine:
         self.formats = {torch.float32: float32_format, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
         self.restricted = not float32_format.native
         self.op = ""
+        self.exhausted = ""
         self.step = 0
         self.seq = 0
         self.scalars = 0
@@ -84,6 +86,12 @@ class Engine:
         """Start numbering sites and scalars anew."""
         self.step, self.seq, self.scalars = step, 0, 0
         self.walk = []
+        self.exhausted = ""
+
+    def ran_out(self, op: str) -> None:
+        """Memory ran out in an operation: scratch memory is given back, for who tries with less."""
+        self.exhausted = self.exhausted or op
+        self.workspace.clear()
 
     # ---- formats ------------------------------------------------------------------------------------------------
     def format(self, dtype: torch.dtype) -> Format:

@@ -20,6 +20,7 @@ from vtrain.engine.forms import Form, form_of, touches_no_tensor
 from vtrain.engine.optable import OpClass
 from vtrain.engine.unknown import unknown
 from vtrain.errors import UnsupportedOperation
+from vtrain.kernels.failures import ran_out
 
 assert vtrain.engine.ops  # importing it fills the table
 
@@ -33,6 +34,9 @@ class EngineMode(TorchDispatchMode):
 
     Args:
         engine: what handlers work with.
+
+    Attributes:
+        calls: how many operations came here.
     """
 
     supports_higher_order_operators = True  # they come here too, to be refused by name
@@ -41,11 +45,11 @@ class EngineMode(TorchDispatchMode):
         super().__init__()
         self.engine = engine
         self._runners: dict[Any, Runner] = {}
-        self._calls = 0
+        self.calls = 0
         engine.watched.begin = self._runners.clear
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self._calls += 1
+        self.calls += 1
         if self.engine.seen is not None:
             return self._shown(self.engine.seen, func, types, args, kwargs or {})
         if types:
@@ -53,7 +57,12 @@ class EngineMode(TorchDispatchMode):
         runner = self._runners.get(func)
         if runner is None:
             runner = self._runners[func] = self._build(func, args, kwargs or {})
-        return runner(args, kwargs or {})
+        try:
+            return runner(args, kwargs or {})
+        except RuntimeError as error:
+            if ran_out(error):
+                self.engine.ran_out(str(func))
+            raise
 
     def _shown(self, seen: Seen, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         """An operation in front of somebody who wants to see it when it is done, and not what it is made of."""
@@ -75,12 +84,12 @@ class EngineMode(TorchDispatchMode):
             UnsupportedOperation: no part came back, so that the class computed what nobody saw.
         """
         for kind in types:
-            before = self._calls
+            before = self.calls
             with self:
                 out = kind.__torch_dispatch__(func, types, args, kwargs)  # type: ignore[attr-defined]
             if out is NotImplemented:
                 continue
-            if self._calls == before and not is_exact(func):
+            if self.calls == before and not is_exact(func):
                 raise unsupported(
                     str(func),
                     f"{kind.__module__}.{kind.__qualname__}.__torch_dispatch__ computed it without calling a tensor "

@@ -19,9 +19,14 @@ from vtrain.engine.mode import EngineMode
 from vtrain.engine.pins import pinned
 from vtrain.engine.threads import guarded_threads
 from vtrain.kernels import scalars
+from vtrain.kernels.failures import memory_error, told
 from vtrain.policy import Policy
 
 SITES_FORMAT = "vtrain-sites-v1"
+_WENT_ON = (
+    "memory ran out, and the program went on inside the step: who has enough memory could not repeat that. Let the "
+    "error leave the step, go back with run.rollback(), and begin the step again"
+)
 
 
 class Session:
@@ -50,6 +55,7 @@ class Session:
         Raises:
             BackendError: a thread flushes subnormals, or the functions of Python's numbers can't be put in place.
             StateError: this thread does, or code inside changed a setting that decides how numbers are computed.
+            DeviceMemoryError: memory ran out, also where code inside went on without what it was for.
             UnsupportedOperation: other threads computed a part of it.
             UsageError: another step is under way in this process.
         """
@@ -59,11 +65,21 @@ class Session:
             with pinned(), led(self.engine.own), guarded_threads() as threads:
                 self.engine.begin_step(number)
                 flags = settings.read()
-                with self._mode:
+                with told(lambda: self._where(number)), self._mode:
                     yield
                 threads.check()
+                if self.engine.exhausted:
+                    raise memory_error(self._where(number), _WENT_ON)
                 settings.check_unchanged(flags)
             settings.check_threads()
+
+    def _where(self, number: int) -> str:
+        return f"step {number}{f', {self.engine.exhausted}' if self.engine.exhausted else ''}"
+
+    @property
+    def operations(self) -> int:
+        """How many operations were dispatched in all steps, those counted that others were taken apart into."""
+        return self._mode.calls
 
     def sites(self) -> tuple[str, bytes]:
         """(SHA-256 in hex, canonical JSON) of the last step's sequence of sites."""

@@ -29,8 +29,13 @@ class Workspace:
         key = (name, dtype, device)
         held = self._buffers.get(key)
         if held is None or held.numel() < need:
+            self._buffers.pop(key, None)  # not both at once: its contents are dead
             held = self._buffers[key] = torch.empty(need, dtype=dtype, device=device)
         return held[:need].view(shape)
+
+    def clear(self) -> None:
+        """Give all buffers back; those in use live until their operation ends."""
+        self._buffers.clear()
 
     def widen(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x in ``dtype`` with x's shape; keeps the order of its dimensions in memory, so that a transpose stays free.

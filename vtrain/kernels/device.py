@@ -49,6 +49,14 @@ class Backend(Protocol):
         """a @ b of bfloat16 or float16, ``(m, k)`` and ``(k, n)`` or with a batch, on them: a new float32 tensor."""
         ...
 
+    def absent(self) -> str:
+        """Why torch finds no device of this type; empty where it does."""
+        ...
+
+    def lost(self) -> str:
+        """What is to be said of a device that failed, where errors come late; empty where they don't."""
+        ...
+
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel of entries.hpp with its arguments' struct, in order with torch's work on that device."""
         ...
@@ -71,6 +79,14 @@ class Host:
     def matrix_product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """There are none."""
         raise BackendError("the CPU has no matrix units that are covered")
+
+    def absent(self) -> str:
+        """Empty: there is a CPU."""
+        return ""
+
+    def lost(self) -> str:
+        """Empty: a call's errors are its own."""
+        return ""
 
     def launch(self, device: torch.device, name: str, arguments: bytes) -> None:
         """Run a kernel here."""
@@ -116,6 +132,11 @@ def of(device: torch.device) -> Backend:
         return _BACKENDS[device.type]
     except KeyError:
         raise BackendError(f"no kernels for {device}: want a device of type {', '.join(_BACKENDS)}") from None
+
+
+def absence(kind: str) -> str:
+    """Why there is no device of a type here, by its backend; empty where nothing is known."""
+    return _BACKENDS[kind].absent() if kind in _BACKENDS else ""
 
 
 def modules() -> list[ModuleType]:

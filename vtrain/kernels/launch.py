@@ -5,7 +5,10 @@ Each argument is 8 bytes: an address, an integer or a float64, in the order of t
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
 
@@ -95,9 +98,33 @@ def packed(name: str, arguments: tuple[Argument, ...]) -> bytes:
     return _PACKERS[signature].pack(*values)
 
 
+_counts: Counter[str] | None = None
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Count the kernels that are launched inside, by device; by nobody else at the same time."""
+    global _counts
+    _counts = found = Counter[str]()
+    try:
+        yield found
+    finally:
+        _counts = None
+
+
 def launch(name: str, *arguments: Argument) -> None:
-    """Run a kernel where its tensors are; the caller has checked dtypes, devices and layouts."""
-    where = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    """Run a kernel where its tensors are, which live until it is launched; the caller has checked dtypes and layouts.
+
+    Raises:
+        OperandError: they are on several devices: an address of one is none of another's.
+    """
+    places = [a.device for a in arguments if isinstance(a, torch.Tensor)]
+    where = places[0]
+    if any(place != where for place in places):
+        several = " and ".join(sorted({str(place) for place in places}))
+        raise OperandError(f"kernel {name}: its tensors are on {several}; move them to one device")
+    if _counts is not None:
+        _counts[str(where)] += 1
     device.of(where).launch(where, name, packed(name, arguments))
 
 

@@ -1,7 +1,7 @@
 """Compile the kernels for CUDA devices with NVRTC, from the sources that the host build uses too.
 
-NVRTC sees only what is given to it here: sources in memory, a fixed set of flags, no include path. The machine code
-is thus a function of sources, flags, NVRTC's version and the architecture, and is cached by a digest of these.
+NVRTC sees only what is given to it here: sources in memory, a fixed set of flags, no include path. The code is
+thus a function of sources, flags, NVRTC's version and the architecture, and is cached by a digest of these.
 """
 
 from __future__ import annotations
@@ -90,6 +90,15 @@ def version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def architectures() -> tuple[int, ...]:
+    """Architectures that NVRTC knows, ascending; 75 is sm_75.
+
+    Raises:
+        BackendError: NVRTC is missing.
+    """
+    return tuple(sorted(int(number) for number in _nvrtc().getSupportedArchs()))
+
+
 def _resolved(name: str, text: bytes, known: set[str]) -> bytes:
     """text with its includes written as paths from the root: NVRTC matches headers in memory by spelling only."""
 
@@ -104,7 +113,7 @@ def compile_source(text: str, arch: str, kind: Kind, *, flags: tuple[str, ...] =
     """Compile one CUDA source, which may include the kernels' headers by their path from this folder.
 
     Args:
-        arch: a real architecture, ``sm_80``.
+        arch: a real architecture, ``sm_80``; for PTX also a virtual one, ``compute_80``.
         kind: ``ptx`` for NVIDIA's assembly language, ``cubin`` for machine code.
         name: what messages call the source; includes are relative to its folder.
 
@@ -157,20 +166,24 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def cached(arch: str) -> Path:
-    """The kernels' machine code for an architecture, compiled unless a file of these very sources is there.
+    """The kernels' code for an architecture, compiled unless a file of these very sources is there.
+
+    Args:
+        arch: a real architecture, ``sm_80``, for machine code; a virtual one, ``compute_80``, for PTX.
 
     Raises:
         BackendError: as ``compile``.
         StorageError: the cache folder can't be written.
     """
     key = _digest([source_digest().encode(), "{}.{}".format(*version()).encode(), arch.encode()])
-    path = _folder() / f"{key}.cubin"
+    kind: Kind = "cubin" if arch.startswith("sm_") else "ptx"
+    path = _folder() / f"{key}.{kind}"
     if path.is_file():
         return path
-    cubin = compile(arch, "cubin")
+    code = compile(arch, kind)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(path, cubin)
+        _write(path, code)
     except OSError as error:
         raise StorageError(f"the compiled kernels can't be stored in {path.parent}: {error}") from error
     return path

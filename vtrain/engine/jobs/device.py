@@ -7,6 +7,7 @@ import os
 import torch
 
 from vtrain.errors import UnsupportedError, UsageError
+from vtrain.kernels.device import absence
 from vtrain.profiles import DEVICE
 
 
@@ -24,7 +25,10 @@ def chosen_device() -> torch.device:
         raise UsageError(f"--device {text[:40]!r}; want cpu, cuda or cuda:1, say") from error
     module = None if device.type == "cpu" else getattr(torch, device.type, None)
     if device.type != "cpu" and (module is None or not module.is_available()):
-        raise UnsupportedError(f"--device {text}: torch {torch.__version__} finds no such device here; leave it out")
+        why = f" ({said})" if (said := absence(device.type)) else ""
+        raise UnsupportedError(
+            f"--device {text}: torch {torch.__version__} finds no such device here{why}; leave it out"
+        )
     if module is not None and (device.index or 0) >= module.device_count():
         raise UnsupportedError(f"--device {text}: there are {module.device_count()} of them here, from 0 on")
     return device

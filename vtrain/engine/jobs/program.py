@@ -26,6 +26,7 @@ from vtrain.engine.jobs.sources import OURS, Sources
 from vtrain.errors import ProgramError, VtrainError
 from vtrain.job import ProgramSpec
 from vtrain.kernels import scalars
+from vtrain.kernels.failures import is_device_s
 
 Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 
@@ -277,7 +278,7 @@ def _versions(names: set[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def program_errors(spec: ProgramSpec) -> Iterator[None]:
-    """Turn what the job's own code raises into a ProgramError that names the program; ours pass.
+    """Turn what the job's own code raises into a ProgramError that names the program; ours and a device's pass.
 
     Raises:
         ProgramError: with the program's error as its cause.
@@ -287,6 +288,8 @@ def program_errors(spec: ProgramSpec) -> Iterator[None]:
     except VtrainError:
         raise
     except (Exception, SystemExit) as error:
+        if is_device_s(error):
+            raise
         raise ProgramError(f"program {spec.entry!r}: {said(error)}") from error
 
 

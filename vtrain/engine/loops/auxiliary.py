@@ -17,9 +17,14 @@ from vtrain.engine.loops.loop import Loop
 from vtrain.engine.state import attributes, nest
 from vtrain.engine.state.snapshot import differing
 from vtrain.errors import CheckpointError, StateError
+from vtrain.kernels.failures import told
 
 Tensor = torch.Tensor
 UNKEPT = "unkept"  # in a checkpoint: whether the loop was seen to depend on something that is in none
+
+
+def _keeping() -> str:
+    return "keeping the extra objects' state"
 
 
 class AuxiliaryState:
@@ -184,12 +189,14 @@ class AuxiliaryState:
             group.update(stored)
 
     # ---- between steps ----------------------------------------------------------------------------------------------
+    @told(_keeping)
     def mark(self) -> None:
         """A step ended: remember how it left things, to go back there and to see what is done after it."""
         now = self.objects()
         self._inside |= _differing(self._marked, now)
         self._marked = {name: _own(name, t) for name, t in now.items()}
 
+    @told(_keeping)
     def before_step(self) -> None:
         """A step begins: what the program did since the last one, it does between steps."""
         now = self.objects()
@@ -198,7 +205,7 @@ class AuxiliaryState:
             self._before = since
         self._between |= since
         if since:
-            self._marked.update((name, _own(name, t)) for name, t in now.items() if nest.root(name) in since)
+            self._marked.update({name: _own(name, t) for name, t in now.items() if nest.root(name) in since})
 
     def settled(self) -> bool:
         """Whether all that the program does after a step seems to be done: a checkpoint now would leave nothing out.
@@ -210,6 +217,7 @@ class AuxiliaryState:
         unknown = {_name(name) for name in self._loop.extra} - self._inside - since
         return since >= self._between and not unknown and not self._before
 
+    @told(_keeping)
     def rollback(self) -> None:
         """Put ``extra`` objects and hyperparameters back as the last finished step left them."""
         self._put_objects({name: t.clone() for name, t in self._marked.items()})

@@ -21,6 +21,7 @@ from vtrain.engine.session import Session, bits
 from vtrain.engine.state.extra import Extra, objects
 from vtrain.engine.state.snapshot import PARTS, Snapshot
 from vtrain.errors import StateError, UsageError
+from vtrain.kernels.failures import told
 from vtrain.policy import Policy
 
 EVALUATION = "#evaluation"
@@ -152,10 +153,12 @@ class Loop:
         """The state after the last step: all tensors that the next one depends on."""
         return state.collect(self.model, self.optimizer) if self._kept is None else self._kept.files
 
+    @told(lambda: "going back to the last step's end")
     def rollback(self) -> None:
         """Put model and optimizer back as the last finished step left them.
 
         Raises:
+            DeviceMemoryError: there is not enough for it; it can be called again.
             UsageError: inside a step, or before the initialisation.
         """
         if self._active or self.steps_done < 0 or self._kept is None:
@@ -207,6 +210,7 @@ class Loop:
             digests["#indices"] = _index_digest(indices)
         return digests
 
+    @told(lambda: "comparing the state with that of the last step's end")
     def _check_unchanged(self) -> None:
         if self._kept is None:
             changed = ["model or optimizer"] if state.versions(self.model, self.optimizer) != self._versions else []
@@ -249,13 +253,15 @@ class Loop:
     @contextlib.contextmanager
     def _counted(self, number: int, batch: dict[str, str], *, evaluation: bool = False) -> Iterator[None]:
         self._metrics, self._values, self._active = {}, {}, True
-        self._role.begin_step(number, batch)
-        started = time.perf_counter()
         try:
+            with told(lambda: f"at the beginning of step {number}"):
+                self._role.begin_step(number, batch)
+            started = time.perf_counter()
             with self.session.step(number):
                 yield
             seconds = time.perf_counter() - started
-            self._check_evaluated() if evaluation else self._keep()
+            with told(lambda: f"at the end of step {number}"):
+                self._check_evaluated() if evaluation else self._keep()
         except BaseException as error:
             self._failed = f"step {number} failed half-way ({type(error).__name__})"
             raise

@@ -17,7 +17,8 @@ class OpenRun:
 
     def __init__(self, loop: Loop, auxiliary: AuxiliaryState) -> None:
         self._loop, self._auxiliary = loop, auxiliary
-        auxiliary.mark()
+        self._unmarked = True
+        self._mark()
 
     @property
     def model(self) -> torch.nn.Module:
@@ -50,10 +51,12 @@ class OpenRun:
             StateError: model or optimizer were changed since the last step.
             UnsupportedOperation: (inside) an operation that the table does not know or forbids.
         """
+        self._mark()
         self._prepare()
         with self._loop.step(batch, indices=indices):
             yield
-        self._auxiliary.mark()
+        self._unmarked = True
+        self._mark()
 
     @contextlib.contextmanager
     def evaluation(self, batch: Any = None, *, indices: Sequence[int] | None = None) -> Iterator[None]:
@@ -66,6 +69,12 @@ class OpenRun:
         with self._loop.evaluation(batch, indices=indices):
             yield
 
+    def _mark(self) -> None:
+        """What the step's end is to the extra objects; done later, where memory was not enough for it."""
+        if self._unmarked:
+            self._auxiliary.mark()
+            self._unmarked = False
+
     def _prepare(self) -> None:
         """What a role has to do before a step or an evaluation."""
 
@@ -77,6 +86,7 @@ class OpenRun:
         Raises:
             UsageError: inside a step.
         """
+        self._mark()
         self._loop.rollback()
         self._auxiliary.rollback()
 

@@ -78,10 +78,10 @@ def embedding_backward(
     used, inverse = torch.unique(flat, return_inverse=True)
     # Not the number of rows in use: the sequence of sites must not depend on the data.
     shape = (min(rows, indices.numel()), grad.shape[-1])
-    most = int(torch.bincount(inverse).max()) if used.numel() else 1
     if engine.canonical:
         sums = engine.fixed("", canonical.scatter(g.to(F32), inverse, shape[0]), engine.format(grad.dtype))
     else:
+        most = int(torch.bincount(inverse).max()) if used.numel() else 1
         add = lambda v: v.new_zeros(shape).index_add_(0, inverse, v)  # noqa: E731
         sums = settle_linear(engine, add, g, most, grad.dtype, extra=0)
     out = torch.zeros(rows, grad.shape[-1], dtype=grad.dtype, device=grad.device)

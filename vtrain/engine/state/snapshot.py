@@ -35,13 +35,17 @@ class Snapshot:
         self._marks: dict[tuple[str, str], tuple[int, int]] = {}
 
     def take(self, files: Files) -> None:
-        """Copy these tensors in place of the ones before."""
-        before, self.files, self._marks = self.files, {}, {}
+        """Copy these tensors in place of the ones before, which stay if there is no memory for more."""
+        before, empty = self.files, dict[str, Tensor]()
+        self.files = {
+            file: {name: _room(t, before.get(file, empty).get(name)) for name, t in tensors.items()}
+            for file, tensors in files.items()
+        }
+        self._marks = {}
         blocks: list[kernels.Block] = []
         for file, tensors in files.items():
-            old, copies = before.get(file, {}), self.files.setdefault(file, {})
             for name, t in tensors.items():
-                copy = copies[name] = _room(t, old.get(name))
+                copy = self.files[file][name]
                 if _plain(t):
                     blocks.append(kernels.block(copy, t))
                 else:
@@ -117,6 +121,7 @@ def _differing(given: Iterable[tuple[Key, Pair, int | None]]) -> list[Key]:
     found: list[Key] = []
     keys: list[Key] = []
     blocks: list[kernels.Block] = []
+    elsewhere: dict[torch.device, list[tuple[Key, Tensor]]] = {}
     for key, (copy, t), turn in given:
         if copy is None or t is None or not _alike(copy, t):
             if copy is not t:
@@ -124,14 +129,16 @@ def _differing(given: Iterable[tuple[Key, Pair, int | None]]) -> list[Key]:
         elif _plain(t) and _plain(copy):
             keys.append(key)
             blocks.append(_part(kernels.block(copy, t), turn))
-        elif not _same(copy, t):
-            found.append(key)
+        else:
+            elsewhere.setdefault(t.device, []).append((key, _unlike(copy, t)))
+    for flags in elsewhere.values():  # asked for together: a device is waited for once
+        unlike = torch.stack([flag for _, flag in flags]).tolist()
+        found += [key for (key, _), differs in zip(flags, unlike, strict=True) if differs]
     return found + [keys[i] for i in kernels.differing_blocks(blocks)]
 
 
-def _same(copy: Tensor, t: Tensor) -> bool:
-    kind = _INTEGERS.get(t.element_size())
-    if kind is None:
-        return torch.equal(copy, t)
+def _unlike(copy: Tensor, t: Tensor) -> Tensor:
+    """Whether two tensors of one shape differ in a bit, where they are; of no dimension."""
     copy, t = (x.resolve_conj().resolve_neg() for x in (copy, t))
-    return torch.equal(copy.view(kind), t.contiguous().view(kind))
+    kind = _INTEGERS.get(t.element_size())
+    return (copy != t).any() if kind is None else (copy.view(kind) != t.contiguous().view(kind)).any()

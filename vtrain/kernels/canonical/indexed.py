@@ -26,8 +26,10 @@ def scatter(values: Tensor, index: Tensor, rows: int, x: Tensor | None = None, a
         raise OperandError(f"kernel scatter: index is {list(index.shape)}, values {list(values.shape)}: want one a row")
     if x is not None and x.shape != (rows, values.shape[1]):
         raise OperandError(f"kernel scatter: x is {list(x.shape)}, want {[rows, values.shape[1]]}")
-    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < rows):
-        raise OperandError(f"kernel scatter: index from {int(index.min())} to {int(index.max())}, want 0 to {rows - 1}")
+    if index.numel():
+        least, greatest = torch.stack(torch.aminmax(index)).tolist()  # in one go: a device is waited for once
+        if least < 0 or greatest >= rows:
+            raise OperandError(f"kernel scatter: index from {least} to {greatest}, want 0 to {rows - 1}")
     values = values.contiguous()
     y = torch.zeros((rows, values.shape[1]), dtype=F64, device=values.device) if x is None else x.to(F64).contiguous()
     if not values.numel() or not y.numel():
