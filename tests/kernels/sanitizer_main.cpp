@@ -167,10 +167,13 @@ template <> struct Cases<AttentionArgs> {
     AttentionArgs a{q.data(), k.data(), v.data(), nullptr, nullptr, nullptr, out.data(), top.data(), total.data(),
                     delta.data(), dq.data(), dk.data(), dv.data(), batch, heads, heads, queries, keys, d, width,
                     heads * queries * d, queries * d, d, keys * d, 0, d, keys * width, 0, width,
-                    heads * queries * width, queries * width, width, 0, 0, keys, 1, keys - queries, 1, 0, 0, 0, 0.5, 0.5};
+                    heads * queries * width, queries * width, width, 0, 0, keys, 1, keys - queries, 1, 0, 0, 0,
+                    0, int64_t(1) << 31, 3, 4, 5, 0.5, 0.5, 2.0};
     if (run.is("attention_backward")) a.grad = grad.data();
     for (const int64_t part : {0, 1, 2}) {
       a.part = part;
+      run(a);
+      a.drops = 1;
       run(a);
       a.window = 9, a.mask = mask.data();
       run(a);

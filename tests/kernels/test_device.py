@@ -4,6 +4,7 @@ interpreter, gives the bits of the host target."""
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -187,9 +188,12 @@ def attentions() -> list[Tensor]:
     ):  # fmt: skip
         q, k, v = numbers(1, 2, queries, d), numbers(1, 1, keys, d, seed=1), numbers(1, 1, keys, width, seed=2)
         sight, grad = canonical.Sight(causal=True, k_scale=0.5, **given), numbers(1, 2, queries, width, seed=3)
-        for over in ({}, {"bias": numbers(2, queries, keys)}, {"mask": numbers(queries, keys) > 0}):
-            out, top, total = canonical.attention(q, k, v, sight, **over)
-            back = canonical.attention_backward(grad, q, k, v, top, total, sight, **over, parts=(1, 2))
+        dropped = dataclasses.replace(sight, dropout=canonical.Dropout(2**63 + 5, 1, 2**40, 2**31, 2.0))
+        for how, over in (
+            (sight, {"bias": numbers(2, queries, keys)}), (sight, {"mask": numbers(queries, keys) > 0}), (dropped, {}),
+        ):  # fmt: skip
+            out, top, total = canonical.attention(q, k, v, how, **over)
+            back = canonical.attention_backward(grad, q, k, v, top, total, how, **over, parts=(1, 2))
             found += [out, top, total, *back]
     return found
 

@@ -128,7 +128,8 @@ def sequences(r: Results, make: Callable[..., Tensor]) -> None:
     k, v, bias, mask = k[:, :2], v[:, :2], make(77, 77, seed=4), make(4, 77, 77, seed=5) > 0
     sights = {
         "whole": canonical.Sight(), "causal": canonical.Sight(causal=True, q_scale=0.5, k_scale=-0.7),
-        "window": canonical.Sight(causal=True, window=9), "block": canonical.Sight(causal=True, block=16),
+        "window": canonical.Sight(causal=True, window=9, dropout=canonical.Dropout(2**63 + 5, 1, 2**40, 2**31, 2.0)),
+        "block": canonical.Sight(causal=True, block=16),
     }  # fmt: skip
     overs: dict[str, dict[str, Tensor]] = {"plain": {}, "bias": {"bias": bias}, "mask": {"mask": mask}}
     for (how, sight), (name, over) in itertools.product(sights.items(), overs.items()):

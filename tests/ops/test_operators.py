@@ -132,9 +132,9 @@ def test_decoding_with_a_cache() -> None:
 Q, K, V = numbers(1, 2, 7, 4), numbers(1, 2, 7, 4, seed=1), numbers(1, 2, 7, 3, seed=2)
 ROWS = numbers(1, 2, 7).exp()
 REGISTERED: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-    (attention_op, (*wanting(Q, K, V), None, None, 0, True, 0, 0, 0.5, 0.5)),
-    (attention_op, (*wanting(Q, K, V), numbers(7, 7), None, 2, False, 0, 0, 0.5, 0.5)),
-    (attention_backward_op, (V, Q, K, V, None, Q[..., 0] > 0, ROWS, ROWS, 0, True, 0, 0, 0.5, 0.5)),
+    (attention_op, (*wanting(Q, K, V), None, None, None, 0, True, 0, 0, 0.5, 0.5, 0.0)),
+    (attention_op, (*wanting(Q, K, V), numbers(7, 7), None, torch.tensor([3, 4, 5]), 2, False, 0, 0, 0.5, 0.5, 0.25)),
+    (attention_backward_op, (V, Q, K, V, None, Q[..., 0] > 0, None, ROWS, ROWS, 0, True, 0, 0, 0.5, 0.5, 0.0)),
     (scan_op, (*wanting(Q, K, V), *wanting(-ROWS.unsqueeze(-1), numbers(1, 2, 4, 3)), 0, 1)),
     (scan_op, (*wanting(Q, K, V), None, None, 2, 0)),
     (scan_backward_op, (V, None, Q, K, V, -ROWS.unsqueeze(-1), None, numbers(1, 2, 4, 3), 1, 2)),
@@ -174,6 +174,7 @@ def attended(given: dict[str, Any], dtype: torch.dtype, key_heads: int) -> Calla
 
 GIVEN: list[tuple[dict[str, Any], int]] = [
     ({}, 4), ({"is_causal": True}, 4), ({"is_causal": True, "enable_gqa": True}, 2), ({"scale": -0.3}, 4),
+    ({"dropout_p": 0.3}, 4), ({"dropout_p": 0.1, "is_causal": True, "enable_gqa": True}, 2),
     ({"attn_mask": numbers(37, 37) > 0}, 4), ({"attn_mask": numbers(2, 1, 37, 37)}, 4),
 ]  # fmt: skip
 
@@ -197,7 +198,7 @@ def test_torch_s_attention_is_one_operation_with_the_bits_of_its_parts(
 @pytest.mark.parametrize(
     ("policy", "given"),
     [({"matmul": "chain64"}, {}), ({"matmul": "integer"}, {}), ({"other": "logged"}, {}),
-     ({"accumulator": "tensor_core"}, {}), ({}, {"dropout_p": 0.5})],
+     ({"accumulator": "tensor_core"}, {}), ({}, {"dropout_p": 1.0})],
 )  # fmt: skip
 def test_where_it_is_taken_apart(policy: dict[str, Any], given: dict[str, Any]) -> None:
     _, sites = stepped(attended(given, torch.float32, 4), **policy)

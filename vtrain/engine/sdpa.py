@@ -3,7 +3,7 @@
 Taken apart as torch's math backend has it, it materialises scores for all pairs. ``vtrain.ops.attention`` gives the
 same bits as those parts do with canonical products of float32 (``matmul="chain"``), so it stands in their place under
 that policy and the default one. It doesn't where a policy names other products for them (``chain64``, ``integer``,
-tensor cores, or everything logged), with dropout, or where the mask wants a gradient.
+tensor cores, or everything logged), or where the mask wants a gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from vtrain.engine.active import active_engine
 from vtrain.engine.core import Engine
+from vtrain.ops.draws import draw_op
 from vtrain.ops.shared import DTYPES
 from vtrain.ops.softmax import attention_op
 
@@ -35,7 +36,7 @@ def scaled_dot_product_attention(
     """As torch has it: one operation, or torch's composition."""
     engine = active_engine()
     tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-    one = engine is not None and fuses(engine) and dropout_p == 0
+    one = engine is not None and fuses(engine) and 0 <= dropout_p < 1
     if not one or not _fits(*tensors, causal=is_causal, grouped=enable_gqa):
         return aten.scaled_dot_product_attention.default._op_dk(
             _COMPOSITE, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -44,8 +45,8 @@ def scaled_dot_product_attention(
     root = math.sqrt(abs(factor))
     bias, mask = (None, attn_mask) if attn_mask is not None and attn_mask.dtype is torch.bool else (attn_mask, None)
     q, k, v = (t[(None,) * (4 - t.dim())] for t in (query, key, value))
-    roots = math.copysign(root, factor), root
-    out = attention_op(q, k, v, bias, mask, 0, is_causal, 0, 0, *roots)[0]
+    draw = draw_op(query) if dropout_p else None
+    out = attention_op(q, k, v, bias, mask, draw, 0, is_causal, 0, 0, math.copysign(root, factor), root, dropout_p)[0]
     return out.view(out.shape[4 - query.dim() :])
 
 

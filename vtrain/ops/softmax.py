@@ -10,14 +10,13 @@ import torch
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
 from vtrain.kernels.canonical import Sight
+from vtrain.ops.draws import draw_op, dropout_of
 from vtrain.ops.shared import DTYPES, F32, Tensor, lifted
-
-SIGHT = ("start", "causal", "window", "block", "q_scale", "k_scale")
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, window: int | None = None, block: int | None = None,
-    mask: Tensor | None = None, scale: float | None = None, start: int = 0,
+    mask: Tensor | None = None, scale: float | None = None, start: int = 0, dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """softmax(scale * q k^T + mask) v, never materialised: memory grows with the length.
 
@@ -38,6 +37,8 @@ def attention(
             scores. It gets no gradient.
         scale: of scores; 1 / sqrt(d) by default.
         start: position of the first query among the keys, as in decoding with a cache of keys.
+        dropout: probability with which a weight is dropped, by a draw of torch's global generator; others are divided
+            by 1 - dropout.
 
     Returns:
         ``(batch, heads, queries, width)`` of q's dtype.
@@ -52,10 +53,14 @@ def attention(
         if value is not None and value < 1:
             raise OperandError(f"attention: {name} is {value}, want 1 or more")
     bias, seen = (None, mask) if mask is not None and mask.dtype is torch.bool else (mask, None)
-    return torch.ops.vtrain.attention(
-        q, k, v, bias, seen, start, causal or window is not None or block is not None, window or 0, block or 0,
-        math.copysign(root, factor), root,
+    if not 0 <= dropout <= 1:
+        raise OperandError(f"attention: dropout is {dropout}, want a probability")
+    draw = draw_op(q) if 0 < dropout < 1 else None
+    out = torch.ops.vtrain.attention(
+        q, k, v, bias, seen, draw, start, causal or window is not None or block is not None, window or 0, block or 0,
+        math.copysign(root, factor), root, dropout,
     )[0]  # fmt: skip
+    return out * torch.zeros((), dtype=out.dtype, device=out.device) if dropout == 1 else out
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
@@ -73,6 +78,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
         raise OperandError(f"attention: mask is {mask.dtype}; want bool, or a floating-point type to add to scores")
 
 
+def sight_of(
+    draw: Tensor | None, start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float,
+    dropout: float,
+) -> Sight:  # fmt: skip
+    """What the operators' arguments mean to the kernels."""
+    return Sight(start, causal, window, block, q_scale, k_scale, dropout_of(draw, dropout))
+
+
 def over_groups(x: Tensor, key_heads: int) -> Tensor:
     """Gradients of each query's head ``(batch, heads, ...)`` added for each key head, ascending: float32."""
     if x.shape[1] == key_heads or not x.numel():
@@ -83,11 +96,11 @@ def over_groups(x: Tensor, key_heads: int) -> Tensor:
 
 @torch.library.custom_op("vtrain::attention", mutates_args=())
 def attention_op(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, start: int, causal: bool, window: int,
-    block: int, q_scale: float, k_scale: float,
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None, start: int,
+    causal: bool, window: int, block: int, q_scale: float, k_scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """out, and each query's largest score and sum of weights."""
-    sight = Sight(start, causal, window, block, q_scale, k_scale)
+    sight = sight_of(draw, start, causal, window, block, q_scale, k_scale, dropout)
     wide_q, wide_k, wide_v, wide_bias = lifted(q, k, v, bias)
     out, top, total = canonical.attention(wide_q, wide_k, wide_v, sight, wide_bias, mask)
     return out.to(q.dtype), top, total
@@ -101,11 +114,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("vtrain::attention_backward", mutates_args=())
 def attention_backward_op(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, top: Tensor, total: Tensor,
-    start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None,
+    top: Tensor, total: Tensor, start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float,
+    dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    sight = Sight(start, causal, window, block, q_scale, k_scale)
+    sight = sight_of(draw, start, causal, window, block, q_scale, k_scale, dropout)
     wide_grad, wide_q, wide_k, wide_v, wide_bias = lifted(grad, q, k, v, bias)
     found = canonical.attention_backward(wide_grad, wide_q, wide_k, wide_v, top, total, sight, wide_bias, mask)
     dk, dv = over_groups(found[1], k.shape[1]), over_groups(found[2], k.shape[1])
@@ -118,15 +132,14 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.save_for_backward(*inputs[:6], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.sight = inputs[5:]
+    ctx.sight = inputs[6:]
 
 
 def _back(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    q, k, v, bias, mask, top, total = ctx.saved_tensors
-    found = torch.ops.vtrain.attention_backward(grad, q, k, v, bias, mask, top, total, *ctx.sight)
-    return (*found, None, None, *[None] * len(SIGHT))
+    found = torch.ops.vtrain.attention_backward(grad, *ctx.saved_tensors, *ctx.sight)
+    return (*found, None, None, None, *[None] * len(ctx.sight))
 
 
 attention_op.register_autograd(_back, setup_context=_keep)

@@ -7,7 +7,7 @@ tensor. The order of arithmetic of the kernels that a module calls is in ``famil
 
 from __future__ import annotations
 
-from vtrain.kernels.canonical.attention import Sight, attention, attention_backward
+from vtrain.kernels.canonical.attention import Dropout, Sight, attention, attention_backward
 from vtrain.kernels.canonical.channels import channel_norm, channel_norm_backward
 from vtrain.kernels.canonical.convolutions import convolution
 from vtrain.kernels.canonical.depthwise import depthwise, depthwise_input, depthwise_weight
@@ -23,6 +23,7 @@ from vtrain.kernels.canonical.sums import sum_terms
 __all__ = [
     "FUNCTIONS",
     "STRIP",
+    "Dropout",
     "Reach",
     "Sight",
     "activation",

@@ -14,6 +14,32 @@ BACKWARD = "attention_backward"
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """Which weights are dropped: coins of one draw of a Philox stream, word (head, query, key) for each.
+
+    Attributes:
+        key, site, step: of the draw, as ``vtrain.random`` names them; the first of the key's two words is its
+            lower half.
+        threshold: a weight stays where its word is below; up to 2^32.
+        kept: what those that stay are multiplied by; a float32 number.
+    """
+
+    key: int
+    site: int
+    step: int
+    threshold: int
+    kept: float
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """As kernels take them: 64-bit words as signed integers."""
+        return 1, self.threshold, *((n + 2**63) % 2**64 - 2**63 for n in (self.key, self.site, self.step))
+
+
+MOST_WORDS = 2**34  # of a draw
+
+
+@dataclass(frozen=True)
 class Sight:
     """Which keys a query sees, and how scores are scaled.
 
@@ -23,6 +49,7 @@ class Sight:
         window: with causal: so many keys, the query's own the last; 0 for all.
         block: with causal: the query's own block of so many positions and the one before; 0 for all.
         q_scale, k_scale: factors of queries and keys; the scores' is their product.
+        dropout: of weights.
     """
 
     start: int = 0
@@ -31,6 +58,7 @@ class Sight:
     block: int = 0
     q_scale: float = 1.0
     k_scale: float = 1.0
+    dropout: Dropout | None = None
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -49,6 +77,8 @@ def _check(name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask
         raise OperandError(f"kernel {name}: {q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
     if min(sight.start, sight.window, sight.block) < 0 or ((sight.window or sight.block) and not sight.causal):
         raise OperandError(f"kernel {name}: {sight}; want numbers from 0 on, and a window or block with causal")
+    if sight.dropout is not None and q.shape[:3].numel() * k.shape[2] > MOST_WORDS:
+        raise OperandError(f"kernel {name}: {shapes}, more weights than the {MOST_WORDS} coins of a draw")
     if sight.window and sight.block:
         raise OperandError(f"kernel {name}: a window and a block; want one")
 
@@ -73,7 +103,9 @@ def _launch(
     launch.launch(
         name, q, k, v, bias, mask, grad, *tensors, batch, heads, heads // max(1, k.shape[1]), queries, keys, d, width,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if grad is None else grad.stride()[:3]), *seen,
-        sight.start, int(sight.causal), sight.window, sight.block, part, float(sight.q_scale), float(sight.k_scale),
+        sight.start, int(sight.causal), sight.window, sight.block, part,
+        *((0, 0, 0, 0, 0) if sight.dropout is None else sight.dropout.numbers), float(sight.q_scale),
+        float(sight.k_scale), 1.0 if sight.dropout is None else sight.dropout.kept,
     )  # fmt: skip
 
 

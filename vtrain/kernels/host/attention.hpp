@@ -176,6 +176,23 @@ class Strips {
     return total;
   }
 
+  // x = x n for a panel of query t's keys: the words of nine blocks cover 32 neighbours.
+  void drop(int64_t t, int64_t panel, float* x) const {
+    if (!a_.drops) return;
+    const int64_t word = head_.word(t, panel * PANEL), block = word / 4, from = word % 4;
+    const Draw draw = head_.draw();
+    uint32_t words[4][16], flat[64];
+#pragma GCC ivdep
+    for (int b = 0; b < 16; b++) {
+      const PhiloxBlock found = philox(draw, static_cast<uint32_t>(block + b));
+      words[0][b] = found.word[0], words[1][b] = found.word[1], words[2][b] = found.word[2], words[3][b] = found.word[3];
+    }
+    for (int b = 0; b < 9; b++)
+      for (int i = 0; i < 4; i++) flat[b * 4 + i] = words[i][b];
+    const float kept = static_cast<float>(a_.kept);
+    VT_EACH(q) x[q] = x[q] * (static_cast<int64_t>(flat[from + q]) < a_.threshold ? kept : 0.0f);
+  }
+
   float sum_of(const float* panels, int64_t r) const {
     LaneSum sum;
     for (int64_t p = low_; p < high_; p++) {
@@ -211,6 +228,8 @@ class Strips {
       a_.top[at] = finish_scores(t + r, r);
       a_.total[at] = weigh(t + r, r, a_.top[at], 0.0f);
     }
+    for (int64_t r = 0; r < rows && a_.drops; r++)
+      for (int64_t p = low_; p < high_; p++) drop(t + r, p, row(m_.scores, p, r));
     turn(m_.scores);
     add_over_keys(rows, m_.v, m_.width);
     for (int64_t r = 0; r < rows; r++) {
@@ -223,6 +242,7 @@ class Strips {
   void differentiate(int64_t t, int64_t r) const {
     for (int64_t p = low_; p < high_; p++) {
       float *x = row(m_.slopes, p, r), *w = row(m_.scores, p, r);
+      drop(t, p, x);
       VT_EACH(q) x[q] = x[q] * w[q];
       exclude(t, p, x, 0.0f);
     }
@@ -237,6 +257,7 @@ class Strips {
         x[q] = x[q] - back;
       }
       exclude(t, p, x, 0.0f);
+      drop(t, p, w);
     }
   }
 

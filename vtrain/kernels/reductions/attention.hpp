@@ -9,6 +9,9 @@
 //   dq[c] = (chain(j: ds(j) k[j][c] k_scale) + 0) q_scale    dk[j][c] = (chain(t: ds(j) q[c] q_scale) + 0) k_scale
 //   dv[j][v] = chain(t: p(j) do[v]) + 0
 //
+// With dropout, p(j) n(j) stands in place of p(j) for o and dv, and dp(j) n(j) in place of dp(j) elsewhere: n is `kept` where the
+// draw's word (head, t, j), counted in this order, is below `threshold`, else 0.
+//
 // Every operation is rounded to float; chains are of fused multiply-adds from +0, as in product.hpp; t ascends in dk and dv.
 // What a query may not see is left out, not weighted by zero: with finite operands both have the same bits, as adding
 // an exact zero changes nothing but the sign of a zero, which the last + 0 fixes. A query that sees no key, or only
@@ -16,6 +19,7 @@
 // the signs of zeros. Strips, tiles, threads and grids are free.
 #pragma once
 #include "../math/floats.hpp"
+#include "../math/philox.hpp"
 #include "sum.hpp"
 
 VT_BEGIN
@@ -32,7 +36,8 @@ struct AttentionArgs {
   int64_t m_batch, m_head, m_row, m_key;     // strides of bias or mask
   int64_t start, causal, window, block;      // window: keys that a query sees, its own the last; block: its own and the one before
   int64_t part;                              // backward: 0 all, 1 dq and D, 2 dk and dv from D
-  double q_scale, k_scale;
+  int64_t drops, threshold, draw_key, draw_site, draw_step;  // dropout, if `drops`
+  double q_scale, k_scale, kept;
 };
 
 // One head of one batch entry: its operands, and what its queries see.
@@ -75,14 +80,23 @@ struct AttentionHead {
     for (int64_t c = 0; c < a.d; c++) s = fused(q_at(t, c), k_at(j, c), s);
     return biased(s, t, j);
   }
-  VT_FN float slope(int64_t t, int64_t j) const {  // dp
+  VT_FN float slope(int64_t t, int64_t j) const {  // dp, with dropout
     float s = 0.0f;
     for (int64_t c = 0; c < a.width; c++) s = fused(g[t * a.g_row + c], v[j * a.v_row + c], s);
-    return s;
+    return dropped(s, t, j);
   }
   VT_FN float weight(int64_t t, int64_t j) const {  // p
     const int64_t row = piece * a.queries + t;
     return exp_float(score(t, j) - a.top[row]) / a.total[row];
+  }
+  VT_FN Draw draw() const {
+    return {static_cast<uint64_t>(a.draw_key), static_cast<uint64_t>(a.draw_site), static_cast<uint64_t>(a.draw_step)};
+  }
+  VT_FN int64_t word(int64_t t, int64_t j) const { return (piece * a.queries + t) * a.keys + j; }
+  VT_FN float dropped(float x, int64_t t, int64_t j) const {  // x n
+    if (!a.drops) return x;
+    const bool stays = static_cast<int64_t>(philox_word(draw(), word(t, j))) < a.threshold;
+    return x * (stays ? static_cast<float>(a.kept) : 0.0f);
   }
   VT_FN bool blind(int64_t t) const { return a.top[piece * a.queries + t] == -static_cast<float>(infinity()); }
 };
@@ -149,7 +163,7 @@ VT_FN void attend(const AttentionHead& head, int64_t t) {
   const float total = blind ? 0.0f : key_sum(head, t, [&](int64_t j) { return exp_float(head.score(t, j) - top); });
   weighted_chains(
       head.first(t), end, a.width, [&](int64_t j) { return !blind && head.sees(t, j); },
-      [&](int64_t j) { return exp_float(head.score(t, j) - top) / total; },
+      [&](int64_t j) { return head.dropped(exp_float(head.score(t, j) - top) / total, t, j); },
       [&](int64_t j, int64_t c) { return head.v[j * a.v_row + c]; },
       [&](int64_t c, float y) { a.out[row * a.width + c] = y; });
   if (lane_of(0) == 0) {
@@ -181,7 +195,7 @@ VT_FN void attend_back_to_key(const AttentionHead& head, int64_t j) {
       [&](int64_t t, int64_t c) { return head.q_at(t, c); },
       [&](int64_t c, float y) { a.dk[row * a.d + c] = y * static_cast<float>(a.k_scale); });
   weighted_chains(
-      from, end, a.width, seen, [&](int64_t t) { return head.weight(t, j); },
+      from, end, a.width, seen, [&](int64_t t) { return head.dropped(head.weight(t, j), t, j); },
       [&](int64_t t, int64_t c) { return head.g[t * a.g_row + c]; },
       [&](int64_t c, float y) { a.dv[row * a.width + c] = y; });
 }
