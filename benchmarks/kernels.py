@@ -143,6 +143,12 @@ def attention(rounds: int) -> None:
         f"attention at {at}": lambda a=a, c=c, at=at: ops.attention(a, c, c, causal=True, start=at)  # type: ignore[misc]
         for at, (a, c) in one.items()
     }
+    cache = torch.randn(1, 8, 64, 64)
+    for at in (10, 100_000):
+        kept = cache[:, :, : min(64, at + 1)]
+        decode[f"attention at {at}, window 64"] = lambda at=at, c=kept: ops.attention(  # type: ignore[misc]
+            one[10][0], c, c, window=64, start=at, offset=at + 1 - c.shape[2]
+        )
     decode["scan"] = lambda: ops.scan(step, step, one[10][0], initial=state)
     for name, seconds in medians(rounds, decode).items():
         print(f"  a step of {name}: {1e6 * seconds:.0f} us")

@@ -167,7 +167,7 @@ template <> struct Cases<AttentionArgs> {
     AttentionArgs a{q.data(), k.data(), v.data(), nullptr, nullptr, nullptr, out.data(), top.data(), total.data(),
                     delta.data(), dq.data(), dk.data(), dv.data(), batch, heads, heads, queries, keys, d, width,
                     heads * queries * d, queries * d, d, keys * d, 0, d, keys * width, 0, width,
-                    heads * queries * width, queries * width, width, 0, 0, keys, 1, keys - queries, 1, 0, 0, 0,
+                    heads * queries * width, queries * width, width, 0, 0, keys, 1, 0, keys - queries, 1, 0, 0, 0,
                     0, int64_t(1) << 31, 3, 4, 5, 0.5, 0.5, 2.0};
     if (run.is("attention_backward")) a.grad = grad.data();
     for (const int64_t part : {0, 1, 2}) {
@@ -179,7 +179,9 @@ template <> struct Cases<AttentionArgs> {
       run(a);
       a.window = 0, a.block = 16, a.mask = nullptr, a.bias = bias.data();
       run(a);
-      a.block = 0, a.bias = nullptr;
+      a.offset = 37, a.start = 50;
+      run(a);
+      a.block = 0, a.bias = nullptr, a.offset = 0, a.start = keys - queries;
     }
     v[7] = static_cast<float>(infinity());  // the other way through
     a.part = 0;

@@ -38,7 +38,7 @@ def sight(d: int, **given: Any) -> Sight:
 
 
 def seen(s: Sight, queries: int, keys: int, mask: Tensor | None) -> Tensor:
-    at, j = torch.arange(queries)[:, None] + s.start, torch.arange(keys)
+    at, j = torch.arange(queries)[:, None] + s.start, torch.arange(keys) + s.offset
     found = (j <= at) if s.causal else torch.ones(queries, keys, dtype=torch.bool)
     if s.window:
         found = found & (j > at - s.window)
@@ -199,6 +199,21 @@ def test_cut_at_each_point() -> None:
             one, s = q[:, :, t : t + 1], sight(8, causal=True, start=t, **given)
             steps.append(canonical.attention(one, k[:, :, : t + 1], v[:, :, : t + 1], s)[0])
         assert same(torch.cat(steps, 2), whole)
+
+
+@pytest.mark.parametrize("given", [{"window": 13}, {"block": 16}])
+def test_a_cache_that_forgets(given: dict[str, int]) -> None:
+    """Keys that nobody sees any more may be dropped: sums go by positions. Forward and backward, at each offset."""
+    q, k, v, grad = operands(1, 2, 100, 8, 8, key_heads=1)
+    for cut in (1, 30, 31, 32, 33, 64, 70):
+        first = cut - 12 if "window" in given else (cut // 16 - 1) * 16
+        for offset in {max(0, first), max(0, first - 5)}:
+            rest = sight(8, causal=True, start=cut, offset=0, **given)
+            kept = sight(8, causal=True, start=cut, offset=offset, **given)
+            whole = everything(q[:, :, cut:], k, v, grad[:, :, cut:], rest)
+            found = everything(q[:, :, cut:], k[:, :, offset:], v[:, :, offset:], grad[:, :, cut:], kept)
+            assert same(found[0], whole[0]) and same(found[1], whole[1])
+            assert same(found[2], whole[2][:, :, offset:]) and same(found[3], whole[3][:, :, offset:])
 
 
 def test_alone_or_in_a_batch() -> None:

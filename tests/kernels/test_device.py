@@ -184,7 +184,7 @@ def rows() -> list[Tensor]:
 def attentions() -> list[Tensor]:
     found = []
     for queries, keys, d, width, given in (
-        (5, 37, 3, 5, {"start": 30, "window": 9}), (35, 35, 4, 2, {}), (3, 40, 2, 300, {"block": 8}),
+        (5, 37, 3, 5, {"start": 50, "window": 9, "offset": 21}), (35, 35, 4, 2, {}), (3, 40, 2, 300, {"block": 8}),
     ):  # fmt: skip
         q, k, v = numbers(1, 2, queries, d), numbers(1, 1, keys, d, seed=1), numbers(1, 1, keys, width, seed=2)
         sight, grad = canonical.Sight(causal=True, k_scale=0.5, **given), numbers(1, 2, queries, width, seed=3)

@@ -129,7 +129,7 @@ def sequences(r: Results, make: Callable[..., Tensor]) -> None:
     sights = {
         "whole": canonical.Sight(), "causal": canonical.Sight(causal=True, q_scale=0.5, k_scale=-0.7),
         "window": canonical.Sight(causal=True, window=9, dropout=canonical.Dropout(2**63 + 5, 1, 2**40, 2**31, 2.0)),
-        "block": canonical.Sight(causal=True, block=16),
+        "block": canonical.Sight(causal=True, block=16, offset=21, start=30),
     }  # fmt: skip
     overs: dict[str, dict[str, Tensor]] = {"plain": {}, "bias": {"bias": bias}, "mask": {"mask": mask}}
     for (how, sight), (name, over) in itertools.product(sights.items(), overs.items()):

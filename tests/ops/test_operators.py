@@ -132,9 +132,12 @@ def test_decoding_with_a_cache() -> None:
 Q, K, V = numbers(1, 2, 7, 4), numbers(1, 2, 7, 4, seed=1), numbers(1, 2, 7, 3, seed=2)
 ROWS = numbers(1, 2, 7).exp()
 REGISTERED: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-    (attention_op, (*wanting(Q, K, V), None, None, None, 0, True, 0, 0, 0.5, 0.5, 0.0)),
-    (attention_op, (*wanting(Q, K, V), numbers(7, 7), None, torch.tensor([3, 4, 5]), 2, False, 0, 0, 0.5, 0.5, 0.25)),
-    (attention_backward_op, (V, Q, K, V, None, Q[..., 0] > 0, None, ROWS, ROWS, 0, True, 0, 0, 0.5, 0.5, 0.0)),
+    (attention_op, (*wanting(Q, K, V), None, None, None, 0, 0, True, 0, 0, 0.5, 0.5, 0.0)),
+    (
+        attention_op,
+        (*wanting(Q, K, V), numbers(7, 7), None, torch.tensor([3, 4, 5]), 1, 2, False, 0, 0, 0.5, 0.5, 0.25),
+    ),
+    (attention_backward_op, (V, Q, K, V, None, Q[..., 0] > 0, None, ROWS, ROWS, 0, 0, True, 0, 0, 0.5, 0.5, 0.0)),
     (scan_op, (*wanting(Q, K, V), *wanting(-ROWS.unsqueeze(-1), numbers(1, 2, 4, 3)), 0, 1)),
     (scan_op, (*wanting(Q, K, V), None, None, 2, 0)),
     (scan_backward_op, (V, None, Q, K, V, -ROWS.unsqueeze(-1), None, numbers(1, 2, 4, 3), 1, 2)),

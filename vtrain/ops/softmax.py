@@ -16,7 +16,7 @@ from vtrain.ops.shared import DTYPES, F32, Tensor, lifted
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, window: int | None = None, block: int | None = None,
-    mask: Tensor | None = None, scale: float | None = None, start: int = 0, dropout: float = 0.0,
+    mask: Tensor | None = None, scale: float | None = None, start: int = 0, offset: int = 0, dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """softmax(scale * q k^T + mask) v, never materialised: memory grows with the length.
 
@@ -36,7 +36,9 @@ def attention(
         mask: broadcastable to ``(batch, heads, queries, keys)``: of bool, False where a key is not seen; else added to
             scores. It gets no gradient.
         scale: of scores; 1 / sqrt(d) by default.
-        start: position of the first query among the keys, as in decoding with a cache of keys.
+        start: position of the first query, as in decoding with a cache of keys.
+        offset: position of the first key of k and v, where a cache has dropped those before: a window's last keys, say.
+            Sums go by positions, so the bits are those of all keys.
         dropout: probability with which a weight is dropped, by a draw of torch's global generator; others are divided
             by 1 - dropout.
 
@@ -56,9 +58,10 @@ def attention(
     if not 0 <= dropout <= 1:
         raise OperandError(f"attention: dropout is {dropout}, want a probability")
     draw = draw_op(q) if 0 < dropout < 1 else None
+    causal = causal or window is not None or block is not None
     out = torch.ops.vtrain.attention(
-        q, k, v, bias, seen, draw, start, causal or window is not None or block is not None, window or 0, block or 0,
-        math.copysign(root, factor), root, dropout,
+        q, k, v, bias, seen, draw, offset, start, causal, window or 0, block or 0, math.copysign(root, factor), root,
+        dropout,
     )[0]  # fmt: skip
     return out * torch.zeros((), dtype=out.dtype, device=out.device) if dropout == 1 else out
 
@@ -79,11 +82,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
 
 
 def sight_of(
-    draw: Tensor | None, start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float,
-    dropout: float,
+    draw: Tensor | None, offset: int, start: int, causal: bool, window: int, block: int, q_scale: float,
+    k_scale: float, dropout: float,
 ) -> Sight:  # fmt: skip
     """What the operators' arguments mean to the kernels."""
-    return Sight(start, causal, window, block, q_scale, k_scale, dropout_of(draw, dropout))
+    return Sight(start, causal, window, block, q_scale, k_scale, dropout_of(draw, dropout), offset)
 
 
 def over_groups(x: Tensor, key_heads: int) -> Tensor:
@@ -96,11 +99,11 @@ def over_groups(x: Tensor, key_heads: int) -> Tensor:
 
 @torch.library.custom_op("vtrain::attention", mutates_args=())
 def attention_op(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None, start: int,
-    causal: bool, window: int, block: int, q_scale: float, k_scale: float, dropout: float,
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None, offset: int,
+    start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """out, and each query's largest score and sum of weights."""
-    sight = sight_of(draw, start, causal, window, block, q_scale, k_scale, dropout)
+    sight = sight_of(draw, offset, start, causal, window, block, q_scale, k_scale, dropout)
     wide_q, wide_k, wide_v, wide_bias = lifted(q, k, v, bias)
     out, top, total = canonical.attention(wide_q, wide_k, wide_v, sight, wide_bias, mask)
     return out.to(q.dtype), top, total
@@ -115,11 +118,11 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]
 @torch.library.custom_op("vtrain::attention_backward", mutates_args=())
 def attention_backward_op(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None,
-    top: Tensor, total: Tensor, start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float,
-    dropout: float,
+    top: Tensor, total: Tensor, offset: int, start: int, causal: bool, window: int, block: int, q_scale: float,
+    k_scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    sight = sight_of(draw, start, causal, window, block, q_scale, k_scale, dropout)
+    sight = sight_of(draw, offset, start, causal, window, block, q_scale, k_scale, dropout)
     wide_grad, wide_q, wide_k, wide_v, wide_bias = lifted(grad, q, k, v, bias)
     found = canonical.attention_backward(wide_grad, wide_q, wide_k, wide_v, top, total, sight, wide_bias, mask)
     dk, dv = over_groups(found[1], k.shape[1]), over_groups(found[2], k.shape[1])

@@ -44,7 +44,8 @@ class Sight:
     """Which keys a query sees, and how scores are scaled.
 
     Attributes:
-        start: position of the first query among the keys.
+        start: position of the first query.
+        offset: position of the first key that is given; sums go by positions.
         causal: no key after the query's own position.
         window: with causal: so many keys, the query's own the last; 0 for all.
         block: with causal: the query's own block of so many positions and the one before; 0 for all.
@@ -59,6 +60,7 @@ class Sight:
     q_scale: float = 1.0
     k_scale: float = 1.0
     dropout: Dropout | None = None
+    offset: int = 0
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -75,7 +77,9 @@ def _check(name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask
         raise OperandError(f"kernel {name}: {shapes}, which don't fit")
     if q.shape[1] % max(1, k.shape[1]) or (q.shape[1] and not k.shape[1]):
         raise OperandError(f"kernel {name}: {q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
-    if min(sight.start, sight.window, sight.block) < 0 or ((sight.window or sight.block) and not sight.causal):
+    if min(sight.start, sight.window, sight.block, sight.offset) < 0 or (
+        (sight.window or sight.block) and not sight.causal
+    ):
         raise OperandError(f"kernel {name}: {sight}; want numbers from 0 on, and a window or block with causal")
     if sight.dropout is not None and q.shape[:3].numel() * k.shape[2] > MOST_WORDS:
         raise OperandError(f"kernel {name}: {shapes}, more weights than the {MOST_WORDS} coins of a draw")
@@ -103,7 +107,7 @@ def _launch(
     launch.launch(
         name, q, k, v, bias, mask, grad, *tensors, batch, heads, heads // max(1, k.shape[1]), queries, keys, d, width,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if grad is None else grad.stride()[:3]), *seen,
-        sight.start, int(sight.causal), sight.window, sight.block, part,
+        sight.offset, sight.start, int(sight.causal), sight.window, sight.block, part,
         *((0, 0, 0, 0, 0) if sight.dropout is None else sight.dropout.numbers), float(sight.q_scale),
         float(sight.k_scale), 1.0 if sight.dropout is None else sight.dropout.kept,
     )  # fmt: skip

@@ -14,14 +14,14 @@ inline int64_t in_units(int64_t n, int64_t unit) { return (n + unit - 1) / unit 
 
 // A head's operands as the products want them, and a strip's scores; parts of one piece of scratch memory.
 struct StripMemory {
-  int64_t keys, d, width;                 // in whole panels; with room for a block of rows of a product
+  int64_t keys, d, width;                 // those within reach, in whole panels; with room for a block of rows of a product
   float *k_turned, *v_turned, *k, *v;     // panels [keys / 32][d][32]; rows [keys][d]
   float *scores, *slopes, *turned;        // panels, and [keys][48]
   float *q_turned, *g_turned, *q, *g;     // [d][48] and [48][d] of the strip
   float *acc, *dk, *dv;                   // [48][d or width], and [d][keys], [width][keys]
 
-  StripMemory(Scratch& memory, const AttentionArgs& a, bool back)
-      : keys(in_units(a.keys, PANEL)), d(in_units(a.d + 12, PANEL)), width(in_units(a.width + 12, PANEL)) {
+  StripMemory(Scratch& memory, const AttentionArgs& a, int64_t count, bool back)
+      : keys(count), d(in_units(a.d + 12, PANEL)), width(in_units(a.width + 12, PANEL)) {
     const int64_t wide = most(d, width);
     const int64_t sizes[] = {keys * a.d,       back ? keys * a.width : 0, back ? keys * d : 0, back ? 0 : keys * width,
                              keys * STRIP_ROWS, back ? keys * STRIP_ROWS : 0, keys * STRIP_ROWS,
@@ -70,34 +70,38 @@ inline void multiply_strip(int64_t rows, int64_t columns, const float* a, const 
 
 class Strips {
  public:
-  Strips(const AttentionHead& head, Scratch& scratch, bool back) : head_(head), a_(head.a), m_(scratch, a_, back) {
+  // For the queries from `from` to below `to`.
+  Strips(const AttentionHead& head, Scratch& scratch, int64_t from, int64_t to, bool back)
+      : head_(head), a_(head.a), from_(from), to_(to), base_(head.first(from) / PANEL),
+        m_(scratch, a_, most(in_units(head.end(to - 1), PANEL) - base_ * PANEL, 0), back) {
+    // Keys from key_ on; the first panel has room for some before.
+    key_ = most(base_ * PANEL, a_.offset);
+    count_ = most(least(base_ * PANEL + m_.keys, a_.offset + a_.keys) - key_, 0);
     const float ks = static_cast<float>(a_.k_scale);
-    finite_ = turn_rows(head.k, a_.k_row, a_.keys, a_.d, ks, m_.k_turned);
+    const float *k = head.k + (key_ - a_.offset) * a_.k_row, *v = head.v + (key_ - a_.offset) * a_.v_row;
+    finite_ = turn_keys(k, a_.k_row, a_.d, ks, m_.k_turned);
     if (back) {
-      finite_ &= turn_rows(head.v, a_.v_row, a_.keys, a_.width, 1.0f, m_.v_turned);
-      copy_rows(head.k, a_.k_row, a_.keys, a_.d, ks, m_.k, m_.d);
-      fill_keys(m_.k, m_.d);
+      finite_ &= turn_keys(v, a_.v_row, a_.width, 1.0f, m_.v_turned);
+      copy_keys(k, a_.k_row, a_.d, ks, m_.k, m_.d);
       finite_ &= rows_are_finite(head.q, a_.q_row, a_.d) & rows_are_finite(head.g, a_.g_row, a_.width);
       zero(m_.dk, m_.d * m_.keys);
       zero(m_.dv, m_.width * m_.keys);
     } else {
-      finite_ &= copy_rows(head.v, a_.v_row, a_.keys, a_.width, 1.0f, m_.v, m_.width);
-      fill_keys(m_.v, m_.width);
+      finite_ &= copy_keys(v, a_.v_row, a_.width, 1.0f, m_.v, m_.width);
     }
   }
 
-  // The queries from `from` to below `to`.
-  void forward(int64_t from, int64_t to) {
-    for (int64_t t = from; t < to; t += STRIP_ROWS) {
-      if (finite_) forward_strip(t, least(to - t, STRIP_ROWS));
-      else for (int64_t i = t; i < least(to, t + STRIP_ROWS); i++) attend(head_, i);
+  void forward() {
+    for (int64_t t = from_; t < to_; t += STRIP_ROWS) {
+      if (finite_) forward_strip(t, least(to_ - t, STRIP_ROWS));
+      else for (int64_t i = t; i < least(to_, t + STRIP_ROWS); i++) attend(head_, i);
     }
   }
 
   void backward() {
     if (!finite_) {
       for (int64_t t = 0; t < a_.queries; t++) attend_back_to_query(head_, t);
-      for (int64_t j = 0; j < a_.keys; j++) attend_back_to_key(head_, j);
+      for (int64_t j = 0; j < a_.keys; j++) attend_back_to_key(head_, a_.offset + j);
       return;
     }
     for (int64_t t = 0; t < a_.queries; t += STRIP_ROWS) backward_strip(t, least(a_.queries - t, STRIP_ROWS));
@@ -107,7 +111,23 @@ class Strips {
 
  private:
   static void zero(float* p, int64_t n) { for (int64_t i = 0; i < n; i++) p[i] = 0.0f; }
-  void fill_keys(float* rows, int64_t pitch) const { zero(rows + a_.keys * pitch, (m_.keys - a_.keys) * pitch); }
+  // Places of keys in memory that hold none: before the first one, and after the last one.
+  int64_t before() const { return key_ - base_ * PANEL; }
+  bool copy_keys(const float* from, int64_t step, int64_t n, float scale, float* to, int64_t pitch) const {
+    zero(to, before() * pitch);
+    zero(to + (before() + count_) * pitch, (m_.keys - before() - count_) * pitch);
+    return copy_rows(from, step, count_, n, scale, to + before() * pitch, pitch);
+  }
+  // Panels of keys; the first one may be cut.
+  bool turn_keys(const float* from, int64_t step, int64_t n, float scale, float* to) const {
+    if (!before()) return turn_rows(from, step, count_, n, scale, to);
+    const int64_t head = least(PANEL - before(), count_);
+    zero(to, n * PANEL);
+    for (int64_t r = 0; r < head; r++)
+      for (int64_t c = 0; c < n; c++) to[c * PANEL + before() + r] = from[r * step + c] * scale;
+    const bool finite = all_finite(to, n * PANEL);
+    return finite & turn_rows(from + head * step, step, count_ - head, n, scale, to + n * PANEL);
+  }
   bool rows_are_finite(const float* p, int64_t step, int64_t n) const {
     bool finite = true;
     for (int64_t t = 0; t < a_.queries; t++) finite &= all_finite(p + t * step, n);
@@ -116,10 +136,11 @@ class Strips {
 
   // Panels that a strip's queries reach.
   void reach(int64_t t, int64_t rows) {
-    low_ = least(head_.first(t), a_.keys) / PANEL;
-    high_ = most(in_units(head_.end(t + rows - 1), PANEL) / PANEL, low_);
+    const int64_t last = base_ + m_.keys / PANEL;
+    low_ = least(head_.first(t) / PANEL, last);
+    high_ = most(least(in_units(head_.end(t + rows - 1), PANEL) / PANEL, last), low_);
   }
-  float* row(float* panels, int64_t panel, int64_t r) const { return panels + (panel * STRIP_ROWS + r) * PANEL; }
+  float* row(float* panels, int64_t panel, int64_t r) const { return panels + ((panel - base_) * STRIP_ROWS + r) * PANEL; }
 
   // x[key] = value for the keys of a panel that query t does not see.
   void exclude(int64_t t, int64_t panel, float* x, float value) const {
@@ -133,7 +154,7 @@ class Strips {
   void products(int64_t rows, int64_t n, const float* strip, const float* keys, float* panels) const {
     for (int64_t p = low_; p < high_; p++) {
       zero(row(panels, p, 0), STRIP_ROWS * PANEL);
-      multiply_strip(rows, PANEL, strip, keys + p * n * PANEL, {STRIP_ROWS, PANEL}, n, row(panels, p, 0), PANEL);
+      multiply_strip(rows, PANEL, strip, keys + (p - base_) * n * PANEL, {STRIP_ROWS, PANEL}, n, row(panels, p, 0), PANEL);
     }
   }
 
@@ -150,7 +171,8 @@ class Strips {
     for (int64_t p = low_; p < high_; p++) {
       float* x = row(m_.scores, p, r);
       if (a_.bias)
-        for (int64_t q = 0; q < least(a_.keys - p * PANEL, PANEL); q++) x[q] = head_.biased(x[q], t, p * PANEL + q);
+        for (int64_t q = 0; q < PANEL; q++)
+          if (p * PANEL + q >= key_ && p * PANEL + q < key_ + count_) x[q] = head_.biased(x[q], t, p * PANEL + q);
       exclude(t, p, x, -static_cast<float>(infinity()));
       VT_EACH(q) best.v[q] = larger_score(best.v[q], x[q]);
     }
@@ -196,7 +218,7 @@ class Strips {
   float sum_of(const float* panels, int64_t r) const {
     LaneSum sum;
     for (int64_t p = low_; p < high_; p++) {
-      const float* x = panels + (p * STRIP_ROWS + r) * PANEL;
+      const float* x = panels + ((p - base_) * STRIP_ROWS + r) * PANEL;
       sum.feed(p * PANEL, high_ * PANEL, [&](int q) { return static_cast<double>(x[q]); });
     }
     return static_cast<float>(sum.total());
@@ -207,16 +229,18 @@ class Strips {
     for (int64_t p = low_; p < high_; p++)
       for (int64_t r = 0; r < STRIP_ROWS; r += 4)
         for (int64_t q = 0; q < PANEL; q += 4)
-          transpose_4x4(panels + (p * STRIP_ROWS + r) * PANEL + q, PANEL, m_.turned + (p * PANEL + q) * STRIP_ROWS + r, STRIP_ROWS);
+          transpose_4x4(panels + ((p - base_) * STRIP_ROWS + r) * PANEL + q, PANEL,
+                        m_.turned + ((p - base_) * PANEL + q) * STRIP_ROWS + r, STRIP_ROWS);
   }
 
   // acc[row][c] = chains over the keys within reach of turned[key][row] * keys[key][c].
   void add_over_keys(int64_t rows, const float* keys, int64_t pitch) const {
     constexpr int64_t SOME = 256;  // keys whose rows stay in the first-level cache
     zero(m_.acc, STRIP_ROWS * pitch);
-    for (int64_t j = low_ * PANEL; j < high_ * PANEL; j += SOME)
+    const int64_t end = (high_ - base_) * PANEL;
+    for (int64_t j = (low_ - base_) * PANEL; j < end; j += SOME)
       multiply_strip(rows, pitch, m_.turned + j * STRIP_ROWS, keys + j * pitch, {STRIP_ROWS, pitch},
-                     least(high_ * PANEL - j, SOME), m_.acc, pitch);
+                     least(end - j, SOME), m_.acc, pitch);
   }
 
   void forward_strip(int64_t t, int64_t rows) {
@@ -282,22 +306,27 @@ class Strips {
       for (int64_t c = 0; c < a_.d; c++) dq[c] = (m_.acc[r * m_.d + c] + 0.0f) * static_cast<float>(a_.q_scale);
     }
     for (int64_t p = low_; p < high_; p++) {
-      multiply_strip(a_.d, PANEL, m_.q, row(m_.slopes, p, 0), {m_.d, PANEL}, rows, m_.dk + p * PANEL, m_.keys);
-      multiply_strip(a_.width, PANEL, m_.g, row(m_.scores, p, 0), {m_.width, PANEL}, rows, m_.dv + p * PANEL, m_.keys);
+      multiply_strip(a_.d, PANEL, m_.q, row(m_.slopes, p, 0), {m_.d, PANEL}, rows, m_.dk + (p - base_) * PANEL, m_.keys);
+      multiply_strip(a_.width, PANEL, m_.g, row(m_.scores, p, 0), {m_.width, PANEL}, rows, m_.dv + (p - base_) * PANEL, m_.keys);
     }
   }
 
   // to[key][c] = (from[c][key] + 0) * scale.
   void write_keys(const float* from, int64_t n, float scale, float* to) const {
     to += head_.piece * a_.keys * n;
-    for (int64_t j = 0; j < a_.keys; j++)
+    zero(to, (key_ - a_.offset) * n);  // keys out of every query's reach
+    zero(to + (key_ - a_.offset + count_) * n, (a_.offset + a_.keys - key_ - count_) * n);
+    to += (key_ - a_.offset) * n, from += before();
+    for (int64_t j = 0; j < count_; j++)
       for (int64_t c = 0; c < n; c++) to[j * n + c] = (from[c * m_.keys + j] + 0.0f) * scale;
   }
 
   const AttentionHead& head_;
   const AttentionArgs& a_;
+  int64_t from_, to_, base_;
   StripMemory m_;
-  bool finite_;
+  int64_t key_ = 0, count_ = 0;
+  bool finite_ = true;
   int64_t low_ = 0, high_ = 0;
 };
 
@@ -309,14 +338,14 @@ inline void attention(const Grid& grid, const AttentionArgs& a) {
   grid.each(heads * parts, [&](int64_t piece, Scratch& scratch) {
     const AttentionHead head(a, piece / parts);
     const int64_t from = piece % parts * each;
-    if (from < a.queries) Strips(head, scratch, false).forward(from, least(a.queries, from + each));
+    if (from < a.queries) Strips(head, scratch, from, least(a.queries, from + each), false).forward();
   });
 }
 
 inline void attention_backward(const Grid& grid, const AttentionArgs& a) {
   grid.each(a.batch * a.heads, [&](int64_t piece, Scratch& scratch) {
     const AttentionHead head(a, piece);
-    Strips(head, scratch, true).backward();
+    Strips(head, scratch, 0, a.queries, true).backward();
   });
 }
 

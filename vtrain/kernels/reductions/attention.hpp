@@ -1,6 +1,7 @@
 // Softmax attention, forward and backward, without its matrix of scores in memory (numerics §3).
 //
-// For query t (at position start + t) and the keys j that it may see, in ascending order:
+// For query t (at position start + t) and the keys j that it may see, in ascending order, numbered by their positions, the first
+// one that is given being `offset`:
 //
 //   s(j) = chain(c: (q[c] q_scale) (k[j][c] k_scale)) + bias[j]         m = max s,  e(j) = exp(s(j) - m)
 //   l    = float(sum of e, as sum.hpp has it, the term of key j in place j)     p(j) = e(j) / l
@@ -34,7 +35,7 @@ struct AttentionArgs {
   int64_t batch, heads, group, queries, keys, d, width;
   int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, g_batch, g_head, g_row;
   int64_t m_batch, m_head, m_row, m_key;     // strides of bias or mask
-  int64_t start, causal, window, block;      // window: keys that a query sees, its own the last; block: its own and the one before
+  int64_t offset, start, causal, window, block;  // window: keys that a query sees, its own the last; block: its own and the one before
   int64_t part;                              // backward: 0 all, 1 dq and D, 2 dk and dv from D
   int64_t drops, threshold, draw_key, draw_site, draw_step;  // dropout, if `drops`
   double q_scale, k_scale, kept;
@@ -58,9 +59,12 @@ struct AttentionHead {
   // Keys from first to below end are within a query's reach.
   VT_FN int64_t first(int64_t t) const {
     const int64_t at = a.start + t, back = a.window ? at - a.window + 1 : a.block ? (at / a.block - 1) * a.block : 0;
-    return most(back, 0);
+    return most(back, a.offset);
   }
-  VT_FN int64_t end(int64_t t) const { return a.causal ? most(least(a.start + t + 1, a.keys), 0) : a.keys; }
+  VT_FN int64_t end(int64_t t) const {
+    const int64_t all = a.offset + a.keys;
+    return a.causal ? most(least(a.start + t + 1, all), a.offset) : all;
+  }
   // Queries that have a key within reach, the same way.
   VT_FN int64_t first_query(int64_t j) const { return a.causal ? most(j - a.start, 0) : 0; }
   VT_FN int64_t end_query(int64_t j) const {
@@ -68,12 +72,13 @@ struct AttentionHead {
     return most(least(to - a.start, a.queries), 0);
   }
   VT_FN bool sees(int64_t t, int64_t j) const {
-    return j >= first(t) && j < end(t) && (!a.mask || a.mask[masks + t * a.m_row + j * a.m_key] != 0);
+    return j >= first(t) && j < end(t) && (!a.mask || a.mask[masks + t * a.m_row + (j - a.offset) * a.m_key] != 0);
   }
   VT_FN float q_at(int64_t t, int64_t c) const { return q[t * a.q_row + c] * static_cast<float>(a.q_scale); }
-  VT_FN float k_at(int64_t j, int64_t c) const { return k[j * a.k_row + c] * static_cast<float>(a.k_scale); }
+  VT_FN float k_at(int64_t j, int64_t c) const { return k[(j - a.offset) * a.k_row + c] * static_cast<float>(a.k_scale); }
+  VT_FN float v_at(int64_t j, int64_t c) const { return v[(j - a.offset) * a.v_row + c]; }
   VT_FN float biased(float chain, int64_t t, int64_t j) const {
-    return a.bias ? chain + a.bias[masks + t * a.m_row + j * a.m_key] : chain;
+    return a.bias ? chain + a.bias[masks + t * a.m_row + (j - a.offset) * a.m_key] : chain;
   }
   VT_FN float score(int64_t t, int64_t j) const {
     float s = 0.0f;
@@ -82,7 +87,7 @@ struct AttentionHead {
   }
   VT_FN float slope(int64_t t, int64_t j) const {  // dp, with dropout
     float s = 0.0f;
-    for (int64_t c = 0; c < a.width; c++) s = fused(g[t * a.g_row + c], v[j * a.v_row + c], s);
+    for (int64_t c = 0; c < a.width; c++) s = fused(g[t * a.g_row + c], v_at(j, c), s);
     return dropped(s, t, j);
   }
   VT_FN float weight(int64_t t, int64_t j) const {  // p
@@ -92,7 +97,7 @@ struct AttentionHead {
   VT_FN Draw draw() const {
     return {static_cast<uint64_t>(a.draw_key), static_cast<uint64_t>(a.draw_site), static_cast<uint64_t>(a.draw_step)};
   }
-  VT_FN int64_t word(int64_t t, int64_t j) const { return (piece * a.queries + t) * a.keys + j; }
+  VT_FN int64_t word(int64_t t, int64_t j) const { return (piece * a.queries + t) * a.keys + j - a.offset; }
   VT_FN float dropped(float x, int64_t t, int64_t j) const {  // x n
     if (!a.drops) return x;
     const bool stays = static_cast<int64_t>(philox_word(draw(), word(t, j))) < a.threshold;
@@ -164,7 +169,7 @@ VT_FN void attend(const AttentionHead& head, int64_t t) {
   weighted_chains(
       head.first(t), end, a.width, [&](int64_t j) { return !blind && head.sees(t, j); },
       [&](int64_t j) { return head.dropped(exp_float(head.score(t, j) - top) / total, t, j); },
-      [&](int64_t j, int64_t c) { return head.v[j * a.v_row + c]; },
+      [&](int64_t j, int64_t c) { return head.v_at(j, c); },
       [&](int64_t c, float y) { a.out[row * a.width + c] = y; });
   if (lane_of(0) == 0) {
     a.top[row] = top;
@@ -187,7 +192,7 @@ VT_FN void attend_back_to_query(const AttentionHead& head, int64_t t) {
 
 VT_FN void attend_back_to_key(const AttentionHead& head, int64_t j) {
   const AttentionArgs& a = head.a;
-  const int64_t row = head.piece * a.keys + j, from = head.first_query(j), end = head.end_query(j);
+  const int64_t row = head.piece * a.keys + j - a.offset, from = head.first_query(j), end = head.end_query(j);
   const auto seen = [&](int64_t t) { return !head.blind(t) && head.sees(t, j); };
   weighted_chains(
       from, end, a.d, seen,
