@@ -198,10 +198,10 @@ class Strips {
     return total;
   }
 
-  // x = x n for a panel of query t's keys: the words of nine blocks cover 32 neighbours.
+  // x = x n for a panel of query t's keys: the words of nine blocks cover 32 neighbours. The first key may come after them.
   void drop(int64_t t, int64_t panel, float* x) const {
     if (!a_.drops) return;
-    const int64_t word = head_.word(t, panel * PANEL), block = word / 4, from = word % 4;
+    const int64_t word = head_.word(t, panel * PANEL), from = word & 3, block = (word - from) / 4;
     const Draw draw = head_.draw();
     uint32_t words[4][16], flat[64];
 #pragma GCC ivdep
