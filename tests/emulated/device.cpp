@@ -17,7 +17,6 @@
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
-#include <c10/util/ScopeExit.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -351,7 +350,6 @@ struct Late {
 };
 std::deque<Late> late;     // to the host: when it has waited for them
 std::deque<Late> unsent;   // from the host's pinned memory: when their stream next does something
-thread_local int inside = 0;  // an operator that the CPU computes, whose copies are no copies
 
 void arrive() {
   std::lock_guard<std::recursive_mutex> held(lock);
@@ -470,8 +468,6 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     mine.set_offset(offset + 4);
     value = at::detail::createCPUGenerator(mine.current_seed() * 0x9E3779B97F4A7C15u + offset);
   }
-  inside++;
-  auto leave = c10::make_scope_exit([] { inside--; });
   at::native::cpu_fallback(op, stack);
 }
 
