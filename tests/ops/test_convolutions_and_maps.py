@@ -94,6 +94,30 @@ def test_gradients_of_maps_inside_steps(name: str) -> None:
     assert all(near(m, e) for m, e in zip(found, exact, strict=True))
 
 
+# ---- positions -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary(interleaved: bool) -> None:
+    """A rotation by complex numbers; cut anywhere; its gradient is the inverse rotation; inside steps the same bits."""
+    x, grad = numbers(2, 3, 20, 8), numbers(2, 3, 20, 8, seed=1)
+
+    def work() -> list[Tensor]:
+        (a,) = wanting(x)
+        y = ops.rotary(a, start=1000, interleaved=interleaved)
+        return [y, *torch.autograd.grad(y, (a,), grad)]
+
+    y, back = work()
+    inner = x if interleaved else x.unflatten(-1, (2, 4)).mT.flatten(-2)
+    angles = torch.arange(1000, 1020).double()[:, None] * 10000.0 ** (-torch.arange(0, 8, 2).double() / 8)
+    turned = torch.view_as_complex(inner.double().unflatten(-1, (4, 2))) * torch.polar(torch.ones_like(angles), angles)
+    wanted = torch.view_as_real(turned)
+    assert near(y, wanted.flatten(-2) if interleaved else wanted.mT.flatten(-2), 1e-6)
+    assert near(ops.rotary(back, start=1000, interleaved=interleaved), grad.double(), 1e-6)
+    halves = [ops.rotary(x[..., :7, :], start=1000, interleaved=interleaved),
+              ops.rotary(x[..., 7:, :], positions=torch.arange(1007, 1020), interleaved=interleaved)]  # fmt: skip
+    assert torch.equal(torch.cat(halves, -2), y)
+    assert all(map(torch.equal, stepped(work, matmul="chain")[0], (y.detach(), back)))
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -104,6 +128,8 @@ def test_gradients_of_maps_inside_steps(name: str) -> None:
             "want torch.float32 [2, 3, 3]",
         ),
         (lambda: ops.short_conv(numbers(2, 3, 5), numbers(3, 4), before=numbers(2, 3, 3), centred=True), "want one"),
+        (lambda: ops.rotary(numbers(4, 3)), "with an even d"),
+        (lambda: ops.rotary(numbers(4, 2), positions=torch.arange(3)), "positions are [3], want [4]"),
         (lambda: ops.long_conv(numbers(2, 3, 5).double(), numbers(3, 4)), "u is torch.float64"),
         (lambda: ops.hedgehog_map(numbers(2, 3, 5, 4), numbers(2, 4, 4)), "weight [2, 4, 4]"),
     ],
