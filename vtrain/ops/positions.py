@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
@@ -49,8 +50,12 @@ def rotary(
 
 @torch.no_grad()
 def tables(positions: Tensor, d: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``(length, d / 2)``, float32; positions int64 on the CPU."""
-    exponents = torch.arange(0, d, 2, dtype=torch.float64) / -d
-    frequencies = canonical.power(torch.full_like(exponents, base), exponents, torch.float64)
-    angles = positions.to(torch.float64).unsqueeze(1) * frequencies
-    return canonical.function("cos", angles, F32), canonical.function("sin", angles, F32)
+    """Cosines and sines ``(length, d / 2)``, float32; positions int64 on the CPU.
+
+    Constants: single float64 operations and canonical functions of integers, so no step needs to see how they are made.
+    """
+    with _disable_current_modes():
+        exponents = torch.arange(0, d, 2, dtype=torch.float64) / -d
+        frequencies = canonical.power(torch.full_like(exponents, base), exponents, torch.float64)
+        angles = positions.to(torch.float64).unsqueeze(1) * frequencies
+        return canonical.function("cos", angles, F32), canonical.function("sin", angles, F32)
