@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from vtrain.ops.convolutions import long_conv, short_conv
 from vtrain.ops.linear import linear_attention, scan
+from vtrain.ops.losses import linear_cross_entropy
 from vtrain.ops.maps import elu_map, hedgehog_map, relu_map, taylor_map
 from vtrain.ops.positions import rotary
 from vtrain.ops.softmax import attention
 
 __all__ = [
-    "attention", "elu_map", "hedgehog_map", "linear_attention", "long_conv", "relu_map", "rotary", "scan",
-    "short_conv", "taylor_map",
+    "attention", "elu_map", "hedgehog_map", "linear_attention", "linear_cross_entropy", "long_conv", "relu_map",
+    "rotary", "scan", "short_conv", "taylor_map",
 ]  # fmt: skip
