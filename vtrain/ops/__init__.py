@@ -11,9 +11,10 @@ from vtrain.ops.linear import linear_attention, scan
 from vtrain.ops.losses import linear_cross_entropy
 from vtrain.ops.maps import elu_map, hedgehog_map, relu_map, taylor_map
 from vtrain.ops.positions import rotary
+from vtrain.ops.products import block_diagonal, chain_product, monarch
 from vtrain.ops.softmax import attention
 
 __all__ = [
-    "attention", "elu_map", "hedgehog_map", "linear_attention", "linear_cross_entropy", "long_conv", "relu_map",
-    "rotary", "scan", "short_conv", "taylor_map",
+    "attention", "block_diagonal", "chain_product", "elu_map", "hedgehog_map", "linear_attention",
+    "linear_cross_entropy", "long_conv", "monarch", "relu_map", "rotary", "scan", "short_conv", "taylor_map",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vtrain.errors import OperandError
+from vtrain.ops.products import chain_product
 from vtrain.ops.shared import Tensor
 
 
@@ -87,4 +88,6 @@ def _projected(name: str, x: Tensor, weight: Tensor) -> Tensor:
     if x.dim() != 4 or weight.dim() != 3 or weight.shape[:2] != (x.shape[1], x.shape[3]):
         shapes = f"x is {list(x.shape)} and weight {list(weight.shape)}"
         raise OperandError(f"{name}: {shapes}; want (batch, heads, length, d) and (heads, d, features)")
-    return x @ weight
+    batch, heads, length, d = x.shape
+    rows = x.transpose(0, 1).reshape(heads, batch * length, d)
+    return chain_product(rows, weight).view(heads, batch, length, -1).transpose(0, 1)

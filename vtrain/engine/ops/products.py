@@ -1,0 +1,29 @@
+"""Products that are canonical under every policy (numerics §3)."""
+
+from __future__ import annotations
+
+import torch
+
+from vtrain.engine.core import Engine
+from vtrain.engine.optable import register
+from vtrain.kernels import canonical
+from vtrain.ops.products import backward
+from vtrain.ops.shared import lifted
+from vtrain.rounding.formats import FLOAT32
+
+Tensor = torch.Tensor
+
+
+@register("vtrain.chain_product.default")
+def chain_product(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
+    """Rounded once."""
+    wide_a, wide_b = lifted(a, b)
+    return engine.finish(engine.fixed("", canonical.product(wide_a, wide_b), FLOAT32), a.dtype)
+
+
+@register("vtrain.chain_product_backward.default")
+def chain_product_backward(engine: Engine, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a and b, each rounded once."""
+    found = zip(("da", "db"), backward(grad, a, b), strict=True)
+    da, db = (engine.finish(engine.fixed(name, t, FLOAT32), a.dtype) for name, t in found)
+    return da, db
