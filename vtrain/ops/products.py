@@ -54,8 +54,8 @@ def monarch(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
     Dao et al., Monarch: expressive structured matrices, arXiv 2204.00595. After each factor but the last, with l blocks
     in the next one, position i of the result goes to i % l * r + i // l, r the next one's columns; after the last,
-    block and row are exchanged: row s of block b is position s * l + b. Two square factors of b blocks are a matrix of b^2
-    columns with 2 b^3 weights; p factors of blocks n^(1/p) one of order p.
+    block and row are exchanged: row s of block b is position s * l + b. Two square factors of b blocks are a matrix of
+    b^2 columns with 2 b^3 weights; p factors of blocks n^(1/p) one of order p.
 
     Args:
         x: ``(..., n)``; float32, bfloat16 or float16.
@@ -69,9 +69,8 @@ def monarch(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     for i, weight in enumerate(factors):
         if i:
             if x.shape[-1] != weight.shape[0] * weight.shape[-1]:
-                raise OperandError(
-                    f"monarch: factor {i} is {list(weight.shape)}, and gets {x.shape[-1]} features; want blocks * p of them"
-                )
+                shape = list(weight.shape)
+                raise OperandError(f"monarch: factor {i} is {shape}, and gets {x.shape[-1]} features; want blocks * p")
             x = x.unflatten(-1, (weight.shape[-1], weight.shape[0])).mT.flatten(-2)
         x = block_diagonal(x, weight)
     blocks, q, _ = factors[-1].shape
