@@ -23,7 +23,9 @@ from vtrain.rounding.formats import BFLOAT16, FLOAT16, FLOAT32
 from vtrain.rounding.scale import Scale
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "kernels"
-SMALL = ("products", "convolutions", "elementwise", "sums", "rows", "steps", "settled")
+SMALL = (
+    "products", "convolutions", "elementwise", "sums", "rows", "steps", "settled", "attentions", "scans", "depthwise"
+)  # fmt: skip
 Tensor = torch.Tensor
 Made = dict[str, Callable[[torch.device], list[Tensor]]]
 
@@ -147,6 +149,34 @@ def rows(n: int) -> Made:
     }  # fmt: skip
 
 
+def sequences(n: int) -> Made:
+    """Attention, scans and convolutions of channels by themselves, with their gradients."""
+    q, k, v, grad = (some(1, 4, n, 64, seed=i) for i in range(4))
+    decay, w = torch.rand(1, 4, n, 1), some(64, n, seed=5)
+    sight = canonical.Sight(causal=True, q_scale=0.35, k_scale=0.35)
+
+    def attention(d: torch.device) -> list[Tensor]:
+        at = [t.to(d) for t in (q, k, v)]
+        out, top, total = canonical.attention(*at, sight)
+        return [out, top, total, *canonical.attention_backward(grad.to(d), *at, top, total, sight)]
+
+    def scan(d: torch.device) -> list[Tensor]:
+        at, a, reach = [t.to(d) for t in (q, k, v)], decay.to(d), canonical.Reach()
+        y, state = canonical.scan(*at, a, None, reach)
+        dk, _ = canonical.scan(at[2], grad.to(d), at[0], a, None, reach, backwards=True, across=True)
+        return [y, state, dk, canonical.scan_decay(at[0], at[0], at[1], dk, state, state, reach)]
+
+    def depthwise(d: torch.device) -> list[Tensor]:
+        u, g, taps = q[0].mT.to(d), grad[0].mT.to(d), w.to(d)
+        back = [canonical.depthwise_input(g, taps, n, n - 1), canonical.depthwise_weight(g, u, n, n - 1)]
+        return [canonical.depthwise(u, taps, n, n - 1), canonical.depthwise(u, taps[:, :4], n, 3), *back]
+
+    return {
+        f"attention of 4 x {n} x 64": attention, f"scan of 4 x {n} x 64 x 64": scan,
+        f"convolutions of 4 x 64 x {n}": depthwise,
+    }  # fmt: skip
+
+
 def settled(n: int) -> Made:
     """Optimizers' steps; rounding and what is in doubt."""
     wide = some(n, n).double() * (1 + 2.0**-25)
@@ -169,6 +199,7 @@ def settled(n: int) -> Made:
 
 LARGE = {
     "products": products, "convolutions": convolutions, "elementwise": elementwise, "rows": rows, "settled": settled,
+    "sequences": sequences,
 }  # fmt: skip
 
 
