@@ -19,7 +19,7 @@ struct StepArgs {
 VT_FN void kernel_sgd(const Grid& grid, const StepArgs& a) {
   const float lr = static_cast<float>(-a.lr), decay = static_cast<float>(a.decay);
   const float momentum = static_cast<float>(a.momentum), share = static_cast<float>(1.0 - a.dampening);
-  each_element(grid, a.n, [&](int64_t i) {
+  each_element(grid, a.n, [&](int64_t i) VT_INLINE {
     float g = a.maximize ? -a.grad[i] : a.grad[i];
     const float p = a.param[i];
     if (a.decay != 0.0) {
@@ -50,7 +50,7 @@ VT_FN void kernel_adam(const Grid& grid, const StepArgs& a) {
   const float weight = static_cast<float>(near ? toward : 1.0 - toward);
   const float beta2 = static_cast<float>(a.beta2), share = static_cast<float>(1.0 - a.beta2);
   const float eps = static_cast<float>(a.eps), size = static_cast<float>(-a.step_size), root = static_cast<float>(a.root_correction);
-  each_element(grid, a.n, [&](int64_t i) {
+  each_element(grid, a.n, [&](int64_t i) VT_INLINE {
     float g = a.maximize ? -a.grad[i] : a.grad[i];
     float p = a.param[i];
     if (a.decay != 0.0 && a.decoupled) p = p * keep;

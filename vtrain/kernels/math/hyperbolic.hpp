@@ -1,17 +1,17 @@
-// tanh and the logistic function, both quotients of numbers close to e^-|x|, carried as pairs.
+// tanh, the logistic function, sinh and cosh, of numbers close to e^|x| and e^-|x|, carried as pairs.
 #pragma once
 #include "exp.hpp"
 
 VT_BEGIN
 
 // With E = e^(-2|x|) - 1, tanh |x| = -E / (E + 2). E has a relative error below 2^-56 also near 0, and numerator,
-// denominator and quotient are pairs: one rounding is left. From 20 on tanh rounds to 1; below 2^-30 it is x to 2^-61.
-// Measured: at most 0.55 units.
+// denominator and quotient are pairs: one rounding is left. From 20 on tanh rounds to 1; below 1.375 2^-26 it is x - x^3/3,
+// next to x. Measured: at most 0.88 units.
 VT_FN double m_tanh(double x) {
   const double a = magnitude_of(x);
   const Pair e = expm1_pair(-2 * (a > 20 ? 20.0 : a)), d = sum_ordered(2, e.hi);
   const Pair q = quotient({-e.hi, -e.lo}, {d.hi, d.lo + e.lo});
-  const double y = with_sign(q.hi + q.lo, x), z = a < 0x1p-30 ? x : y;
+  const double y = with_sign(q.hi + q.lo, x), z = a < 0x1.6p-26 ? next_inward(x) : y;
   return x == x ? z : quiet_nan();
 }
 
@@ -25,6 +25,30 @@ VT_FN double m_sigmoid(double x) {
   const Pair q = quotient({negative ? e.hi : 1.0, negative ? e.lo : 0.0}, {d.hi, d.lo + e.lo});
   const double y = x < -40 ? e.hi : q.hi + q.lo;
   return x == x ? y : quiet_nan();
+}
+
+// e^a / 2 for a > 40, where e^-a is nothing to it.
+VT_FN double half_exp(double a) {
+  const ExpArgument e = exp_argument(a > 711 ? 711.0 : a, 0);
+  return scaled(sided(exp_pair(e.hi, e.lo)), e.n - 1);
+}
+
+// With E = e^|x| - 1, sinh |x| = (E + E / (E + 1)) / 2. Below 1.1 2^-25 it is x + x^3/6.
+VT_FN double m_sinh(double x) {
+  const double a = magnitude_of(x);
+  const Pair e = expm1_pair(a > 40 ? 40.0 : a), d = sum(e.hi, 1);
+  const Pair s = add(e, quotient(e, {d.hi, d.lo + e.lo}));
+  const double y = a > 40 ? half_exp(a) : 0.5 * sided(s);
+  return x == x ? (a < 0x1.2p-25 ? next_outward(x) : with_sign(y, x)) : quiet_nan();
+}
+
+// (e^|x| + 1 / e^|x|) / 2.
+VT_FN double m_cosh(double x) {
+  const double a = magnitude_of(x);
+  const ExpArgument e = exp_argument(a > 40 ? 40.0 : a, 0);
+  const Pair p = exp_pair(e.hi, e.lo), y = {scaled(p.hi, e.n), scaled(p.lo, e.n)};
+  const Pair s = add(y, quotient({1, 0}, y));
+  return x == x ? (a > 40 ? half_exp(a) : 0.5 * sided(s)) : quiet_nan();
 }
 
 VT_END

@@ -7,15 +7,15 @@ VT_BEGIN
 
 // f(position) for all positions of a row.
 template <class F> VT_FN void along(int64_t n, const F& f) {
-  for (int64_t base = 0; base < n; base += LANES) each_lane(n - base, [&](int q) { f(base + lane_of(q)); });
+  for (int64_t base = 0; base < n; base += LANES) each_lane(n - base, [&](int q) VT_INLINE { f(base + lane_of(q)); });
 }
 
 constexpr int64_t STRIP = 4096;  // elements a warp takes at once
 
 template <class F> VT_FN void each_element(const Grid& grid, int64_t n, const F& f) {
-  grid.warps((n + STRIP - 1) / STRIP, STRIP, [&](int64_t piece) {
+  grid.warps((n + STRIP - 1) / STRIP, STRIP, [&](int64_t piece) VT_INLINE {
     const int64_t start = piece * STRIP, count = n - start < STRIP ? n - start : STRIP;
-    along(count, [&](int64_t i) { f(start + i); });
+    along(count, [&](int64_t i) VT_INLINE { f(start + i); });
   });
 }
 
