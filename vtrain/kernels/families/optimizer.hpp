@@ -1,7 +1,7 @@
 // Optimizer steps in one pass: operation for operation what torch.optim's unfused single-tensor forms do, rounded to float
 // after each (numerics §2, class 4). Numbers come from the host in double and are rounded to float first, as there.
 #pragma once
-#include "../math/root.hpp"
+#include "../math/quick_root.hpp"
 #include "../tile/elements.hpp"
 
 VT_BEGIN
@@ -69,7 +69,7 @@ VT_FN void kernel_adam(const Grid& grid, const StepArgs& a) {
       top = (a.most[i] > v) | (a.most[i] != a.most[i]) ? a.most[i] : v;
       a.most[i] = top;
     }
-    const float spread = static_cast<float>(m_sqrt(static_cast<double>(top))) / root;
+    const float spread = sqrt_float(top) / root;
     const float below = spread + eps, above = m * size;
     const float move = above / below;
     a.param[i] = p + move;

@@ -1,9 +1,7 @@
 // Softmax, layer norm and RMS norm over rows of n floats, forward and backward: each a fixed sequence of operations, rounded
-// to float after each one; sums as in sum.hpp, functions in double (numerics §2, class 4). One warp a row.
+// to float after each one; sums as in sum.hpp, functions correctly rounded (numerics §2, class 4). One warp a row.
 #pragma once
 #include "../math/floats.hpp"
-#include "../math/log.hpp"
-#include "../math/root.hpp"
 #include "../reductions/sum.hpp"
 #include "../tile/elements.hpp"
 
@@ -58,7 +56,7 @@ VT_FN void kernel_log_softmax(const Grid& grid, const RowArgs& a) {
     float* out = a.out + row * a.n;
     const float top = largest(x, a.n);
     const float total = exp_sum(x, top, a.n, out);
-    const float shift = static_cast<float>(m_log(static_cast<double>(total)));
+    const float shift = log_float(total);
     along(a.n, [&](int64_t i) VT_INLINE {
       const float s = x[i] - top;
       out[i] = s - shift;
@@ -95,7 +93,7 @@ VT_FN void kernel_log_softmax_backward(const Grid& grid, const RowArgs& a) {
 
 VT_FN float inverse_root(float variance, float eps) {
   const float v = variance + eps;
-  return static_cast<float>(m_rsqrt(static_cast<double>(v)));
+  return rsqrt_float(v);
 }
 
 // (x - mean) * rstd * weight + bias; the variance is that of the rounded differences.
