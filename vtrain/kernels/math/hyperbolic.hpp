@@ -30,30 +30,26 @@ VT_FN double m_sigmoid(double x) {
   return x == x ? (magnitude_of(x) < 0x1p-12 ? near : y) : quiet_nan();
 }
 
-// e^a / 2 for a > 40, where e^-a is nothing to it.
-VT_FN double half_exp(double a) {
-  const ExpArgument e = exp_argument(a > 711 ? 711.0 : a, 0);
-  return scaled(sided(exp_pair(e.hi, e.lo)), e.n - 1);
-}
-
-// With E = e^|x| - 1, sinh |x| = (E + E / (E + 1)) / 2. Below 1.1 2^-25 it is x + x^3/6.
+// With E = e^|x| - 1, sinh |x| = (E + E / (E + 1)) / 2; above 40 it is e^|x| / 2. Below 1.1 2^-25 it is x + x^3/6.
 VT_FN double m_sinh(double x) {
   const double a = magnitude_of(x);
   const Pair e = expm1_pair(a > 40 ? 40.0 : a), d = sum(e.hi, 1);
-  const Pair s = add(e, quotient(e, {d.hi, d.lo + e.lo}));
-  const double large = half_exp(a), near = 0.5 * sided(s), small = next_outward(x);
-  const double y = with_sign(a > 40 ? large : near, x);
-  return x == x ? (a < 0x1.2p-25 ? small : y) : quiet_nan();
+  const Pair near = add(e, quotient(e, {d.hi, d.lo + e.lo}));
+  const ExpArgument r = exp_argument(a > 711 ? 711.0 : a, 0);
+  const bool large = a > 40;
+  const double y = scaled(sided(select(large, exp_pair(r.hi, r.lo), near)), (large ? r.n : 0) - 1);
+  const double z = a < 0x1.2p-25 ? next_outward(x) : with_sign(y, x);
+  return x == x ? z : quiet_nan();
 }
 
-// (e^|x| + 1 / e^|x|) / 2.
+// 2^(n - 1) (p + 2^-2n / p) with p 2^n = e^|x|.
 VT_FN double m_cosh(double x) {
   const double a = magnitude_of(x);
-  const ExpArgument e = exp_argument(a > 40 ? 40.0 : a, 0);
-  const Pair p = exp_pair(e.hi, e.lo), y = {scaled(p.hi, e.n), scaled(p.lo, e.n)};
-  const Pair s = add(y, quotient({1, 0}, y));
-  const double large = half_exp(a), near = 0.5 * sided(s);
-  return x == x ? (a > 40 ? large : near) : quiet_nan();
+  const ExpArgument r = exp_argument(a > 711 ? 711.0 : a, 0);
+  const Pair p = exp_pair(r.hi, r.lo), q = quotient({1, 0}, p);
+  const double down = power_of_two(1023 - 2 * (a > 300 ? 400 : r.n));
+  const double y = scaled(sided(add(p, {q.hi * down, q.lo * down})), r.n - 1);
+  return x == x ? y : quiet_nan();
 }
 
 VT_END

@@ -5,9 +5,9 @@
 
 VT_BEGIN
 
-// f(position) for all positions of a row.
+// f(position) for all positions of a row; in one loop, which keeps constants in registers.
 template <class F> VT_FN void along(int64_t n, const F& f) {
-  for (int64_t base = 0; base < n; base += LANES) each_lane(n - base, [&](int q) VT_INLINE { f(base + lane_of(q)); });
+  each_position(n, f);
 }
 
 constexpr int64_t STRIP = 4096;  // elements a warp takes at once
