@@ -81,7 +81,8 @@ def sqrt(engine: Engine, x: Tensor) -> Tensor:
 
 
 for _version, _names in (
-    (1, "exp exp2 expm1 log log2 log10 log1p rsqrt sin cos tanh sigmoid erf erfc"),
+    (1, "exp2 log log2 log10 rsqrt cos erf erfc"),
+    (2, "exp expm1 log1p tanh sigmoid sin"),  # a few results of some formats were not correctly rounded before
     (2, "tan asin acos atan sinh cosh asinh acosh atanh"),  # logged under every policy before
 ):
     for _name in _names.split():

@@ -44,7 +44,7 @@ VT_FN double exp_clamped(double x) {
 
 VT_FN double m_exp(double x) {
   const ExpArgument a = exp_argument(exp_clamped(x), 0);
-  const double y = scaled(exp_pair(a.hi, a.lo).hi, a.n);
+  const double y = scaled(sided(exp_pair(a.hi, a.lo)), a.n);
   return x == x ? y : quiet_nan();
 }
 
