@@ -1,11 +1,13 @@
 """Exact values of disputed elements, and the certified bound around them (numerics §3). Imports no torch.
 
 All numbers of a target format are multiples of powers of two, so sums of products are computed as Python integers,
-without any rounding; functions with mpmath, to 200 bits. The bound is numerics §3's, with the constants of
-``vtrain.rounding.bounds`` and the engine's own scales: a product of norms for sums of products, the sum of magnitudes
-for plain sums, the value itself for functions:
+without any rounding; functions with mpmath, to 400 bits (``vtrain.rounding.functions``). The bound is numerics §3's,
+with the constants of ``vtrain.rounding.bounds`` and the engine's own scales: a product of norms for sums of products,
+the sum of magnitudes for plain sums, the value itself for functions:
 
     |y - exact| <= kappa * u * s + kappa * (half the least number of C)                 for every faithful y.
+
+It is 0 for exact integers and for correctly rounded functions, which have one value.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from vtrain.errors import ProofError
 from vtrain.rounding.bounds import INFLATE, UNDERFLOW, U
 from vtrain.rounding.fixed import dot
 from vtrain.rounding.formats import FLOAT32, Format
+from vtrain.rounding.functions import value
 from vtrain.rounding.naive import ordered, round_fraction
 
 Read = Callable[[str, Index], np.ndarray]  # operand's name, flat indices -> values as float64
 _SQRT_UNIT = 1 << 400  # norms are rounded up to multiples of its inverse: below 2^-298, the least product
-_PRECISION = 200  # bits of mpmath: its own error is far below any bound here
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Exact:
     """An element's exact value with its bound.
 
     Attributes:
-        value: exact, or to 200 bits for a function; a float where it is NaN, infinite or a signed zero.
+        value: exact, or to 400 bits for a function; a float where it is NaN, infinite or a signed zero.
         bound: what a faithful evaluation may be off by.
     """
 
@@ -123,57 +125,12 @@ def exact_sum(values: np.ndarray) -> Fraction:
 
 
 def _function_value(params: Mapping[str, Any], x: float, kappa: float) -> Exact:
-    import mpmath
-
     exponent = params.get("exponent")
     power = float.fromhex(exponent) if isinstance(exponent, str) else 1.0
-    with np.errstate(all="ignore"):
-        ieee = float(_IEEE[params["name"]](np.float64(x), power))
-    if ieee == 0 or not math.isfinite(ieee) or not math.isfinite(x):
-        return Exact(ieee, Fraction(0))  # domain errors, poles, signed zeros: the same in every library
-    with mpmath.workprec(_PRECISION):
-        found = _FUNCTIONS[params["name"]](mpmath, mpmath.mpf(x), mpmath.mpf(power))
-        sign, mantissa, e, _ = found._mpf_
-        value = Fraction(-int(mantissa) if sign else int(mantissa)) * Fraction(2) ** int(e)
-    return Exact(value, _bound(kappa, "float64", abs(value)))
-
-
-def _of_mpmath(name: str) -> Callable[[Any, Any, Any], Any]:
-    return lambda m, x, p: getattr(m, name)(x)
-
-
-def _of_numpy(name: str) -> Callable[[Any, float], Any]:
-    return lambda x, p: getattr(np, name)(x)
-
-
-_SAME = "exp expm1 log1p sqrt sin cos tan tanh sinh cosh".split()  # names that mpmath and numpy share
-_FUNCTIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
-    **{name: _of_mpmath(name) for name in [*_SAME, *"erf erfc asin acos atan asinh acosh atanh log10".split()]},
-    "log": lambda m, x, p: m.log(x),
-    "log2": lambda m, x, p: m.log(x) / m.log(2),
-    "exp2": lambda m, x, p: m.power(2, x),
-    "rsqrt": lambda m, x, p: 1 / m.sqrt(x),
-    "sigmoid": lambda m, x, p: 1 / (1 + m.exp(-x)),
-    "pow": lambda m, x, p: m.power(x, p),
-}
-_ARCS = {
-    "asin": "arcsin",
-    "acos": "arccos",
-    "atan": "arctan",
-    "asinh": "arcsinh",
-    "acosh": "arccosh",
-    "atanh": "arctanh",
-}
-# Only for what is no number, infinite or zero: there all libraries agree.
-_IEEE: dict[str, Callable[[Any, float], Any]] = {
-    **{name: _of_numpy(name) for name in [*_SAME, *"log log2 log10 exp2".split()]},
-    **{name: _of_numpy(arc) for name, arc in _ARCS.items()},
-    "erf": lambda x, p: math.erf(x),
-    "erfc": lambda x, p: math.erfc(x),
-    "rsqrt": lambda x, p: np.float64(1) / np.sqrt(x),
-    "sigmoid": lambda x, p: np.float64(1) / (np.float64(1) + np.exp(-x)),
-    "pow": lambda x, p: np.float64(x) ** np.float64(p),
-}
+    found = value(params["name"], x, power)
+    if isinstance(found, float):
+        return Exact(found, Fraction(0))  # domain errors, poles, signed zeros: the same in every library
+    return Exact(found, _bound(kappa, "float64", abs(found)))
 
 
 def within(value: float, exact: Exact, fmt: Format, signed: bool) -> bool:

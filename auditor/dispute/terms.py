@@ -25,16 +25,12 @@ from vtrain.rounding.bounds import (
     product_kappa,
     settled_sum_kappa,
 )
+from vtrain.rounding.functions import CORRECT, ROUNDED
 
 Index = np.ndarray
 MAX_TERMS = 1 << 24
 INTEGERS = {f"integer{digits}": digits for digits in (2, 3)}  # of exact integers of so many signed bytes (numerics §10)
-FUNCTIONS = frozenset(
-    """
-    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh
-    asinh acosh atanh pow
-    """.split()
-)
+FUNCTIONS = CORRECT | {"pow"}
 
 
 @dataclass(frozen=True)
@@ -266,8 +262,9 @@ def _sum(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element
 
 def _function(params: Mapping[str, Any], shapes: Any, shape: tuple[int, ...], element: int) -> Terms:
     _want(math.prod(shape) == math.prod(shapes["x"]), "result")
-    _want(params["name"] in FUNCTIONS, f"function {str(params['name'])[:20]!r}")
-    return Terms(("x", np.array([element])), None, FUNCTION_KAPPA, "float64")
+    rounded = params.get("c") == ROUNDED
+    _want(params["name"] in (CORRECT if rounded else FUNCTIONS), f"function {str(params['name'])[:20]!r}")
+    return Terms(("x", np.array([element])), None, 0.0 if rounded else FUNCTION_KAPPA, "float64")
 
 
 _TERMS: dict[str, Callable[..., Terms]] = {

@@ -399,7 +399,7 @@ def _odd(change: Callable[[torch.Tensor], torch.Tensor], outputs: Callable[[dict
     """A party whose event of the disputed result has another output than a result of that shape and log."""
 
     class Odd(Tracer):
-        def _site(self, site: Site, out: torch.Tensor, log: Any, doubt: Any) -> None:
+        def _site(self, site: Site, out: torch.Tensor, log: Any, doubt: Any = None) -> None:
             assert self.sink is not None
             if (site.step, site.seq) != (3, PRODUCT):
                 super()._site(site, out, log, doubt)

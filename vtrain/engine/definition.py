@@ -9,7 +9,8 @@ Kinds, their parameters and operands (floats are C99 hexadecimal; ``c`` is the d
   ``grad (n, o, oh, ow)`` and ``weight``; ``weight_gradient`` of ``grad`` and ``x``. ``geometry`` lists n, c, h, w, o,
   kh, kw, strides, paddings, dilations and output size (two each), and groups.
 - ``sum`` over ``dims`` of ``x``, of its squares where ``square`` is true, over ``divisor``.
-- ``function``: ``name`` of each element of ``x``; ``exponent`` for ``pow``.
+- ``function``: ``name`` of each element of ``x``; ``exponent`` for ``pow``. With ``c`` = ``rounded`` the result is the
+  value of its format that is nearest to the exact one (numerics §3); without, one within the bound.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define VTRAIN_VARIANT device
 #define VT_FN __device__ __forceinline__
+#define VT_INLINE
 #define VT_EACH(q) for (int q = 0; q < WARP; q++)
 #define VT_BODY(name) VT_TEXT(device/name.hpp)  // NVRTC knows headers by their paths from this folder
 using int8_t = signed char;
@@ -42,6 +43,8 @@ using size_t = decltype(sizeof(0));
 #define VTRAIN_VARIANT generic
 #endif
 #define VT_FN inline __attribute__((always_inline))
+// After a lambda's parameters: the loop around a body that the compiler finds too long to inline has no vectors.
+#define VT_INLINE __attribute__((always_inline))
 // Over the lanes that a thread holds, which never touch each other's elements: one vector loop.
 #define VT_EACH(q) _Pragma("GCC ivdep") for (int q = 0; q < WARP; q++)
 #define VT_BODY(name) VT_TEXT(../host/name.hpp)

@@ -24,9 +24,11 @@
 #define VT_MAPS(X)                                                                                                \
   X(exp, MapArgs) X(exp2, MapArgs) X(expm1, MapArgs) X(log, MapArgs) X(log2, MapArgs) X(log10, MapArgs)           \
   X(log1p, MapArgs) X(tanh, MapArgs) X(sigmoid, MapArgs) X(erf, MapArgs) X(erfc, MapArgs) X(sin, MapArgs)         \
-  X(cos, MapArgs) X(sqrt, MapArgs) X(rsqrt, MapArgs) X(pow, MapArgs) X(power, MapArgs) X(gelu_erf, MapArgs)       \
-  X(gelu_erf_backward, MapArgs) X(gelu_tanh, MapArgs) X(gelu_tanh_backward, MapArgs) X(silu, MapArgs)             \
-  X(silu_backward, MapArgs) X(softplus, MapArgs) X(softplus_backward, MapArgs)
+  X(cos, MapArgs) X(sqrt, MapArgs) X(rsqrt, MapArgs) X(tan, MapArgs) X(asin, MapArgs) X(acos, MapArgs)            \
+  X(atan, MapArgs) X(sinh, MapArgs) X(cosh, MapArgs) X(asinh, MapArgs) X(acosh, MapArgs) X(atanh, MapArgs)        \
+  X(pow, MapArgs) X(power, MapArgs) X(gelu_erf, MapArgs) X(gelu_erf_backward, MapArgs) X(gelu_tanh, MapArgs)      \
+  X(gelu_tanh_backward, MapArgs) X(silu, MapArgs) X(silu_backward, MapArgs) X(softplus, MapArgs)                  \
+  X(softplus_backward, MapArgs)
 #define VT_ROWS(X)                                                                                                \
   X(sum, SumArgs) X(softmax, RowArgs) X(softmax_backward, RowArgs) X(log_softmax, RowArgs)                        \
   X(log_softmax_backward, RowArgs) X(layer_norm, RowArgs) X(layer_norm_backward, RowArgs) X(rms_norm, RowArgs)    \

@@ -34,8 +34,9 @@ STEP = "ppppp" + "iiiii" + "d" * 9
 DOUBT = "p" * 10 + "i" * 9 + "ddd"
 
 _MAPS = """
-    exp exp2 expm1 log log2 log10 log1p tanh sigmoid erf erfc sin cos sqrt rsqrt pow power gelu_erf gelu_erf_backward
-    gelu_tanh gelu_tanh_backward silu silu_backward softplus softplus_backward
+    exp exp2 expm1 log log2 log10 log1p tanh sigmoid erf erfc sin cos sqrt rsqrt tan asin acos atan sinh cosh asinh
+    acosh atanh pow power gelu_erf gelu_erf_backward gelu_tanh gelu_tanh_backward silu silu_backward softplus
+    softplus_backward
 """.split()
 _ROWS = """
     softmax softmax_backward log_softmax log_softmax_backward layer_norm layer_norm_backward rms_norm rms_norm_backward

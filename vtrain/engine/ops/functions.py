@@ -8,22 +8,31 @@ import numpy as np
 import torch
 
 from vtrain.engine.core import F64, Engine
-from vtrain.engine.definition import Definition
+from vtrain.engine.definition import Definition, DefinitionFn
 from vtrain.engine.listener import round_result
 from vtrain.engine.optable import OpClass, register
 from vtrain.kernels import canonical
 from vtrain.rounding.formats import FLOAT32, Format
+from vtrain.rounding.functions import ROUNDED
 
 Tensor = torch.Tensor
 
 
 def settle_function(engine: Engine, name: str, x: Tensor, fmt: Format = FLOAT32, part: str = "") -> Tensor:
-    """torch's function ``name`` of x in float64, rounded to ``fmt``: canonical, or the library's with s = |f(x)|."""
-    if engine.canonical and name in canonical.FUNCTIONS:
-        return engine.fixed(part, canonical.function(name, _operand(x), _c_of(fmt)), fmt, signed=True)
+    """torch's function ``name`` of x in ``fmt``: correctly rounded where canonical, or the library's, s = |f(x)|."""
+    if engine.canonical:
+        y = canonical.function(name, _operand(x), _c_of(fmt))
+        return engine.fixed(part, y, fmt, signed=True, definition=_rounded(name, x))
     wide = engine.wide("x", x.contiguous())
     y = getattr(torch, name)(wide, out=engine.workspace.get("y", x.shape, torch.float64, x.device))
     return engine.function(y, fmt, part, definition=lambda: Definition("function", {"name": name}, {"x": x}))
+
+
+def _rounded(name: str, x: Tensor) -> DefinitionFn | None:
+    """The definition of a canonical function; none of numbers that float32 may not hold, such as integers."""
+    if not (x.is_floating_point() and x.element_size() <= 4):
+        return None
+    return lambda: Definition("function", {"name": name, "c": ROUNDED}, {"x": x})
 
 
 def settle_power(engine: Engine, x: Tensor, exponent: float, fmt: Format = FLOAT32, part: str = "") -> Tensor:
@@ -52,12 +61,12 @@ def _result_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
-def _register(name: str) -> None:
+def _register(name: str, version: int) -> None:
     def handler(engine: Engine, x: Tensor) -> Tensor:
         return settle_function(engine, name, x, engine.format(_result_dtype(x)))
 
     handler.__doc__ = f"{name} of each element."
-    register(f"{name}.default", cls=OpClass.VARYING)(handler)
+    register(f"{name}.default", cls=OpClass.VARYING, version=version)(handler)
 
 
 @register("sqrt.default", cls=OpClass.VARYING, version=2)
@@ -71,12 +80,13 @@ def sqrt(engine: Engine, x: Tensor) -> Tensor:
         return torch.from_numpy(np.asarray(np.sqrt(x.detach().numpy())))
 
 
-_FUNCTIONS = """
-    exp exp2 expm1 log log2 log10 log1p rsqrt sin cos tan tanh sigmoid erf erfc asin acos atan sinh cosh asinh
-    acosh atanh
-"""
-for _name in _FUNCTIONS.split():
-    _register(_name)
+for _version, _names in (
+    (1, "exp2 log log2 log10 rsqrt cos erf erfc"),
+    (2, "exp expm1 log1p tanh sigmoid sin"),  # a few results of some formats were not correctly rounded before
+    (2, "tan asin acos atan sinh cosh asinh acosh atanh"),  # logged under every policy before
+):
+    for _name in _names.split():
+        _register(_name, _version)
 
 
 @register("erfinv.default", cls=OpClass.VARYING, version=2)

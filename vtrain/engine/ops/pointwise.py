@@ -26,7 +26,7 @@ def _tanh(engine: Engine, x: Tensor) -> Tensor:
     return settle_function(engine, "tanh", x, part="tanh")
 
 
-def unary(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def unary(name: str, version: int = 1) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register f(engine, float32 x, *args) -> float32 as an operation on x of any target."""
 
     def decorate(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -34,13 +34,13 @@ def unary(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
             return engine.finish(f(engine, engine.lift(x), *args, **kwargs), x.dtype)
 
         handler.__doc__ = f.__doc__
-        register(f"{name}.default")(handler)
+        register(f"{name}.default", version=version)(handler)
         return f
 
     return decorate
 
 
-def binary(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def binary(name: str, version: int = 1) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register f(engine, float32 grad, float32 x, *args) -> float32: an activation's gradient."""
 
     def decorate(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -48,7 +48,7 @@ def binary(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]
             return engine.finish(f(engine, engine.lift(grad), engine.lift(x), *args, **kwargs), x.dtype)
 
         handler.__doc__ = f.__doc__
-        register(f"{name}.default")(handler)
+        register(f"{name}.default", version=version)(handler)
         return f
 
     return decorate
@@ -100,7 +100,7 @@ def sigmoid_backward(engine: Engine, grad: Tensor, y: Tensor) -> Tensor:
     return torch.rsub(y, 1.0).mul_(y).mul_(grad)
 
 
-@unary("silu")
+@unary("silu", version=2)
 def silu(engine: Engine, x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
     if engine.canonical:
@@ -108,7 +108,7 @@ def silu(engine: Engine, x: Tensor) -> Tensor:
     return _sigmoid(engine, x).mul_(x)
 
 
-@binary("silu_backward")
+@binary("silu_backward", version=2)
 def silu_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
     """grad * s * (1 + x * (1 - s)), s = sigmoid(x)."""
     if engine.canonical:
@@ -184,7 +184,7 @@ def softplus(engine: Engine, x: Tensor, beta: float = 1, threshold: float = 20) 
     return torch.where(z > threshold, x, over(soft, beta))
 
 
-@binary("softplus_backward")
+@binary("softplus_backward", version=2)
 def softplus_backward(engine: Engine, grad: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
     """grad * sigmoid(beta * x), grad above the threshold."""
     if engine.canonical:
@@ -200,7 +200,7 @@ def mish(engine: Engine, x: Tensor) -> Tensor:
     return _tanh(engine, soft).mul_(x)
 
 
-@binary("mish_backward")
+@binary("mish_backward", version=2)
 def mish_backward(engine: Engine, grad: Tensor, x: Tensor) -> Tensor:
     """grad * (t + x * s * (1 - t^2)), t = tanh(softplus(x)), s = sigmoid(x)."""
     t, s = _tanh(engine, softplus(engine, x)), _sigmoid(engine, x)
@@ -215,7 +215,7 @@ def log_sigmoid(engine: Engine, x: Tensor) -> tuple[Tensor, Tensor]:
     return engine.finish(v.clamp_max(0.0).sub_(soft), x.dtype), torch.empty(0, dtype=x.dtype, device=x.device)
 
 
-@register("log_sigmoid_backward.default")
+@register("log_sigmoid_backward.default", version=2)
 def log_sigmoid_backward(engine: Engine, grad: Tensor, x: Tensor, buffer: Tensor) -> Tensor:
     """grad * sigmoid(-x)."""
     return engine.finish(_sigmoid(engine, -engine.lift(x)).mul_(engine.lift(grad)), x.dtype)
@@ -254,14 +254,14 @@ def dropout_backward(engine: Engine, grad: Tensor, mask: Tensor, scale: float) -
     return engine.finish(torch.mul(engine.lift(grad), mask.to(torch.float32)).mul_(scale), grad.dtype)
 
 
-@register("glu.default")
+@register("glu.default", version=2)
 def glu(engine: Engine, x: Tensor, dim: int = -1) -> Tensor:
     """First half times the sigmoid of the second."""
     a, b = engine.lift(x).chunk(2, dim)
     return engine.finish(_sigmoid(engine, b.contiguous()).mul_(a), x.dtype)
 
 
-@register("glu_backward.default")
+@register("glu_backward.default", version=2)
 def glu_backward(engine: Engine, grad: Tensor, x: Tensor, dim: int) -> Tensor:
     """(grad * s, grad * a * s * (1 - s))."""
     g = engine.lift(grad)

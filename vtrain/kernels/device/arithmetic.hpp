@@ -14,6 +14,7 @@ VT_FN int leading_zeros(uint64_t x) { return __clzll(static_cast<long long>(x));
 VT_FN int count_ones(uint32_t x) { return __popc(x); }
 
 VT_FN double root(double x) { return __dsqrt_rn(x); }
+VT_FN float root(float x) { return __fsqrt_rn(x); }
 
 constexpr bool FUSES = true;
 VT_FN double fused(double a, double b, double c) { return __fma_rn(a, b, c); }

@@ -14,6 +14,10 @@ template <class F> VT_FN void each_lane(int64_t n, const F& f) {
   if (lane_of(0) < n) f(0);
 }
 
+template <class F> VT_FN void each_position(int64_t n, const F& f) {
+  for (int64_t i = lane_of(0); i < n; i += LANES) f(i);
+}
+
 template <class T, class F> VT_FN T fold(const T (&held)[WARP], const F& f) {
   T x = held[0];
   for (int half = LANES / 2; half; half /= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, half));

@@ -1,7 +1,7 @@
 // Optimizer steps in one pass: operation for operation what torch.optim's unfused single-tensor forms do, rounded to float
 // after each (numerics §2, class 4). Numbers come from the host in double and are rounded to float first, as there.
 #pragma once
-#include "../math/root.hpp"
+#include "../math/quick_root.hpp"
 #include "../tile/elements.hpp"
 
 VT_BEGIN
@@ -19,7 +19,7 @@ struct StepArgs {
 VT_FN void kernel_sgd(const Grid& grid, const StepArgs& a) {
   const float lr = static_cast<float>(-a.lr), decay = static_cast<float>(a.decay);
   const float momentum = static_cast<float>(a.momentum), share = static_cast<float>(1.0 - a.dampening);
-  each_element(grid, a.n, [&](int64_t i) {
+  each_element(grid, a.n, [&](int64_t i) VT_INLINE {
     float g = a.maximize ? -a.grad[i] : a.grad[i];
     const float p = a.param[i];
     if (a.decay != 0.0) {
@@ -41,39 +41,52 @@ VT_FN void kernel_sgd(const Grid& grid, const StepArgs& a) {
   });
 }
 
+// Choices that are the same for all elements, as masks: conditions would be taken out of the loop, in more ways than the
+// compiler vectorises.
+VT_FN uint32_t mask_of(bool yes) { return yes ? 0xffffffffu : 0u; }
+VT_FN float either(uint32_t mask, float yes, float no) { return as_float((as_bits(yes) & mask) | (as_bits(no) & ~mask)); }
+
 // Adam and AdamW: decay (decoupled: param *= 1 - lr * decay; else grad += decay * param), moments, param -= step_size * m / d,
 // d = sqrt(v) / root_correction + eps.
-VT_FN void kernel_adam(const Grid& grid, const StepArgs& a) {
+template <bool MOST> VT_FN void adam_step(const Grid& grid, const StepArgs& a) {
+  const bool decays = a.decay != 0.0;
+  const uint32_t ahead = mask_of(decays && a.decoupled), pulled = mask_of(decays && !a.decoupled);
+  const uint32_t flip = a.maximize ? 0x80000000u : 0u;
   const float keep = static_cast<float>(1.0 - a.lr * a.decay), decay = static_cast<float>(a.decay);
   const double toward = 1.0 - a.beta1;  // the first moment is blended from its nearer end, as torch.lerp does
-  const bool near = magnitude_of(toward) < 0.5;
-  const float weight = static_cast<float>(near ? toward : 1.0 - toward);
+  const bool close = magnitude_of(toward) < 0.5;
+  const uint32_t near = mask_of(close);
+  const float weight = static_cast<float>(close ? toward : 1.0 - toward);
   const float beta2 = static_cast<float>(a.beta2), share = static_cast<float>(1.0 - a.beta2);
   const float eps = static_cast<float>(a.eps), size = static_cast<float>(-a.step_size), root = static_cast<float>(a.root_correction);
-  each_element(grid, a.n, [&](int64_t i) {
-    float g = a.maximize ? -a.grad[i] : a.grad[i];
-    float p = a.param[i];
-    if (a.decay != 0.0 && a.decoupled) p = p * keep;
-    if (a.decay != 0.0 && !a.decoupled) {
-      const float pull = p * decay;
-      g = g + pull;
-    }
-    const float d = g - a.first[i], part = d * weight;
-    const float m = near ? part + a.first[i] : g - part;
-    const float kept = a.second[i] * beta2, scaled = g * share, square = scaled * g;
+  float *param = a.param, *first = a.first, *second = a.second, *most = a.most;
+  const float* grad = a.grad;
+  each_element(grid, a.n, [&](int64_t i) VT_INLINE {
+    const float given = as_float(as_bits(grad[i]) ^ flip), before = param[i];
+    const float p = either(ahead, before * keep, before), pull = p * decay, with_pull = given + pull;
+    const float g = either(pulled, with_pull, given);
+    const float d = g - first[i], part = d * weight;
+    const float up = part + first[i], down = g - part, m = either(near, up, down);
+    const float kept = second[i] * beta2, scaled = g * share, square = scaled * g;
     const float v = kept + square;
-    a.first[i] = m;
-    a.second[i] = v;
+    first[i] = m;
+    second[i] = v;
     float top = v;
-    if (a.most) {
-      top = (a.most[i] > v) | (a.most[i] != a.most[i]) ? a.most[i] : v;
-      a.most[i] = top;
+    if (MOST) {
+      const float held = most[i];
+      top = (held > v) | (held != held) ? held : v;
+      most[i] = top;
     }
-    const float spread = static_cast<float>(m_sqrt(static_cast<double>(top))) / root;
+    const float spread = sqrt_float(top) / root;
     const float below = spread + eps, above = m * size;
     const float move = above / below;
-    a.param[i] = p + move;
+    param[i] = p + move;
   });
+}
+
+VT_FN void kernel_adam(const Grid& grid, const StepArgs& a) {
+  if (a.most) adam_step<true>(grid, a);
+  else adam_step<false>(grid, a);
 }
 
 VT_END

@@ -1,14 +1,9 @@
-// Elementwise functions and activations. Functions are computed in double (math/), once per element; activations are fixed
+// Elementwise functions and activations. Functions are correctly rounded (numerics §3); activations are fixed
 // sequences of operations, rounded to float after each (numerics §2, classes 3 and 4).
 #pragma once
-#include "../math/erf.hpp"
-#include "../math/exp.hpp"
 #include "../math/floats.hpp"
-#include "../math/hyperbolic.hpp"
-#include "../math/log.hpp"
 #include "../math/power.hpp"
-#include "../math/root.hpp"
-#include "../math/trig.hpp"
+#include "../math/quick_trig.hpp"
 #include "../tile/elements.hpp"
 
 VT_BEGIN
@@ -20,55 +15,70 @@ struct MapArgs {
   double p, q;  // parameters of the function: an exponent; beta and threshold
 };
 
-// out = F(x) in double; x and out float or double.
-template <class F> VT_FN void map_function(const Grid& grid, const MapArgs& a) {
+// out = f(x), from or to doubles; floats(x, out) from float to float.
+template <class F, class E> VT_FN void map_function(const Grid& grid, const MapArgs& a, const F& f, const E& floats) {
   const float* x = static_cast<const float*>(a.x);
   const double* wide = static_cast<const double*>(a.x);
   float* out = static_cast<float*>(a.out);
   double* wide_out = static_cast<double*>(a.out);
-  const F f{a.p};
-  if (!VECTORS) {
-    each_element(grid, a.n, [&](int64_t i) {
+  if (!a.from_double && !a.to_double) {
+    floats(x, out);
+  } else if (!VECTORS) {
+    each_element(grid, a.n, [&](int64_t i) VT_INLINE {
       const double y = f(a.from_double ? wide[i] : static_cast<double>(x[i]));
       if (a.to_double) wide_out[i] = y;
       else out[i] = static_cast<float>(y);
     });
-  } else if (!a.from_double && !a.to_double) {
-    each_element(grid, a.n, [&](int64_t i) { out[i] = static_cast<float>(f(static_cast<double>(x[i]))); });
   } else if (!a.from_double) {
-    each_element(grid, a.n, [&](int64_t i) { wide_out[i] = f(static_cast<double>(x[i])); });
+    each_element(grid, a.n, [&](int64_t i) VT_INLINE { wide_out[i] = f(static_cast<double>(x[i])); });
   } else if (a.to_double) {
-    each_element(grid, a.n, [&](int64_t i) { wide_out[i] = f(wide[i]); });
+    each_element(grid, a.n, [&](int64_t i) VT_INLINE { wide_out[i] = f(wide[i]); });
   } else {
-    each_element(grid, a.n, [&](int64_t i) { out[i] = static_cast<float>(f(wide[i])); });
+    each_element(grid, a.n, [&](int64_t i) VT_INLINE { out[i] = static_cast<float>(f(wide[i])); });
   }
 }
 
-#define VT_FUNCTIONS(X) \
-  X(exp) X(exp2) X(expm1) X(log) X(log2) X(log10) X(log1p) X(tanh) X(sigmoid) X(erf) X(erfc) X(sin) X(cos) X(sqrt) X(rsqrt)
-
-#define VT_FUNCTION(name)                                                   \
-  struct Function_##name {                                                  \
-    double p;                                                               \
-    VT_FN double operator()(double x) const { return m_##name(x); }         \
-  };                                                                        \
-  VT_FN void kernel_##name(const Grid& grid, const MapArgs& a) { map_function<Function_##name>(grid, a); }
+// m_name between doubles and floats; name_float from float to float.
+#define VT_FUNCTIONS(X)                                                                                           \
+  X(exp) X(exp2) X(expm1) X(log2) X(log10) X(log1p) X(tanh) X(sigmoid) X(erf) X(erfc) X(sqrt) X(tan) X(asin)      \
+  X(acos) X(atan) X(sinh) X(cosh) X(asinh) X(acosh) X(atanh)
+#define VT_FUNCTION(name)                                                                                         \
+  VT_FN void kernel_##name(const Grid& grid, const MapArgs& a) {                                                  \
+    map_function(grid, a, [](double x) VT_INLINE { return m_##name(x); },                                         \
+                 [&](const float* x, float* out) VT_INLINE {                                                      \
+                   each_element(grid, a.n, [&](int64_t i) VT_INLINE { out[i] = name##_float(x[i]); });            \
+                 });                                                                                              \
+  }
 VT_FUNCTIONS(VT_FUNCTION)
 #undef VT_FUNCTION
 
-struct Function_pow {
-  double p;
-  VT_FN double operator()(double x) const { return m_pow(x, p); }
-};
-VT_FN void kernel_pow(const Grid& grid, const MapArgs& a) { map_function<Function_pow>(grid, a); }
+// Those with a shorter way for most floats.
+#define VT_USUAL(name, Quick)                                                                                     \
+  VT_FN void kernel_##name(const Grid& grid, const MapArgs& a) {                                                  \
+    map_function(grid, a, [](double x) VT_INLINE { return m_##name(x); },                                         \
+                 [&](const float* x, float* out) VT_INLINE { each_usual(grid, a.n, x, out, Quick()); });          \
+  }
+VT_USUAL(log, QuickLog)
+VT_USUAL(sin, QuickSin)
+VT_USUAL(cos, QuickCos)
+VT_USUAL(rsqrt, QuickRsqrt)
+#undef VT_USUAL
+
+VT_FN void kernel_pow(const Grid& grid, const MapArgs& a) {
+  const double p = a.p;
+  const auto f = [p](double x) VT_INLINE { return m_pow(x, p); };
+  map_function(grid, a, f, [&](const float* x, float* out) VT_INLINE {
+    each_element(grid, a.n, [&](int64_t i) VT_INLINE { out[i] = static_cast<float>(f(static_cast<double>(x[i]))); });
+  });
+}
 
 // x ** other, doubles both.
 VT_FN void kernel_power(const Grid& grid, const MapArgs& a) {
   const double *x = static_cast<const double*>(a.x), *y = static_cast<const double*>(a.other);
   float* out = static_cast<float*>(a.out);
   double* wide_out = static_cast<double*>(a.out);
-  if (a.to_double) each_element(grid, a.n, [&](int64_t i) { wide_out[i] = m_pow(x[i], y[i]); });
-  else each_element(grid, a.n, [&](int64_t i) { out[i] = static_cast<float>(m_pow(x[i], y[i])); });
+  if (a.to_double) each_element(grid, a.n, [&](int64_t i) VT_INLINE { wide_out[i] = m_pow(x[i], y[i]); });
+  else each_element(grid, a.n, [&](int64_t i) VT_INLINE { out[i] = static_cast<float>(m_pow(x[i], y[i])); });
 }
 
 constexpr float SQRT_HALF = 0x1.6a09e6p-1f, SQRT_2_OVER_PI = 0x1.988454p-1f, CUBIC = 0x1.6e4e26p-5f;
@@ -121,12 +131,12 @@ VT_FN float silu_backward(float x, float grad) {
   VT_FN void kernel_##name(const Grid& grid, const MapArgs& a) {                                                  \
     const float* x = static_cast<const float*>(a.x);                                                              \
     float* out = static_cast<float*>(a.out);                                                                      \
-    each_element(grid, a.n, [&](int64_t i) { out[i] = name(x[i]); });                                             \
+    each_element(grid, a.n, [&](int64_t i) VT_INLINE { out[i] = name(x[i]); });                                             \
   }                                                                                                               \
   VT_FN void kernel_##name##_backward(const Grid& grid, const MapArgs& a) {                                       \
     const float *x = static_cast<const float*>(a.x), *grad = static_cast<const float*>(a.other);                  \
     float* out = static_cast<float*>(a.out);                                                                      \
-    each_element(grid, a.n, [&](int64_t i) { out[i] = name##_backward(x[i], grad[i]); });                         \
+    each_element(grid, a.n, [&](int64_t i) VT_INLINE { out[i] = name##_backward(x[i], grad[i]); });                         \
   }
 VT_ACTIVATIONS(VT_ACTIVATION)
 #undef VT_ACTIVATION
@@ -136,7 +146,7 @@ VT_FN void kernel_softplus(const Grid& grid, const MapArgs& a) {
   const float* x = static_cast<const float*>(a.x);
   float* out = static_cast<float*>(a.out);
   const float beta = static_cast<float>(a.p), threshold = static_cast<float>(a.q);
-  each_element(grid, a.n, [&](int64_t i) {
+  each_element(grid, a.n, [&](int64_t i) VT_INLINE {
     const float z = x[i] * beta, soft = log1p_float(exp_float(z)) / beta;
     out[i] = z > threshold ? x[i] : soft;
   });
@@ -146,7 +156,7 @@ VT_FN void kernel_softplus_backward(const Grid& grid, const MapArgs& a) {
   const float *x = static_cast<const float*>(a.x), *grad = static_cast<const float*>(a.other);
   float* out = static_cast<float*>(a.out);
   const float beta = static_cast<float>(a.p), threshold = static_cast<float>(a.q);
-  each_element(grid, a.n, [&](int64_t i) {
+  each_element(grid, a.n, [&](int64_t i) VT_INLINE {
     const float z = x[i] * beta, inside = sigmoid_float(z) * grad[i];
     out[i] = z > threshold ? grad[i] : inside;
   });

@@ -18,6 +18,7 @@ VT_FN int leading_zeros(uint64_t x) { return __builtin_clzll(x); }
 VT_FN int count_ones(uint32_t x) { return __builtin_popcount(x); }
 
 VT_FN double root(double x) { return __builtin_sqrt(x); }
+VT_FN float root(float x) { return __builtin_sqrtf(x); }
 
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 constexpr bool FUSES = true;

@@ -16,6 +16,11 @@ template <class F> VT_FN void each_lane(int64_t n, const F& f) {
   else VT_EACH(q) if (q < n) f(q);
 }
 
+// f(position) for all positions below n, none of which touches another's elements.
+template <class F> VT_FN void each_position(int64_t n, const F& f) {
+  _Pragma("GCC ivdep") for (int64_t i = 0; i < n; i++) f(i);
+}
+
 template <class T, class F> VT_FN T fold(const T (&held)[WARP], const F& f) {
   T x[LANES];
   for (int q = 0; q < LANES; q++) x[q] = held[q];

@@ -50,6 +50,11 @@ VT_FN Binary binary(double x) {
   return {biased - (subnormal ? 1077.0 : 1023.0), as_double((b & 0x000fffffffffffffull) + root_half)};
 }
 
+// The double next to x, away from 0 or toward it: f(x) rounded, where it is x but for terms too small for a double, so that
+// the rounding of a result to fewer bits goes to the right side. Zeros and what has no neighbours nearby stay.
+VT_FN double next_outward(double x) { return as_double(as_bits(x) + (magnitude_of(x) > 0x1p-1000)); }
+VT_FN double next_inward(double x) { return as_double(as_bits(x) - (magnitude_of(x) > 0x1p-1000)); }
+
 VT_FN double horner(double, double c) { return c; }
 template <typename... C>
 VT_FN double horner(double x, double c, C... higher) { return c + x * horner(x, higher...); }

@@ -33,8 +33,20 @@ VT_FN Pair product(double a, double b) {
   return {p, (((ah * bh - p) + ah * bl) + al * bh) + al * bl};
 }
 
+VT_FN double whole(Pair a) { return a.hi + a.lo; }
+VT_FN Pair negative(Pair a) { return {-a.hi, -a.lo}; }
+VT_FN Pair select(bool first, Pair a, Pair b) { return {first ? a.hi : b.hi, first ? a.lo : b.lo}; }
+
 // The functions of pairs below have relative errors of a few 2^-104, where nothing cancels.
 VT_FN Pair normalised(Pair a) { return sum_ordered(a.hi, a.lo); }
+
+// A normalised pair as a double within one unit in the last place, on the pair's side of every number of at most 25 bits:
+// so that rounding it again to a format of up to 24 bits rounds the pair. For what is no such number itself.
+VT_FN double sided(Pair a) {
+  const uint64_t b = as_bits(a.hi);
+  const bool at = ((b & 0x0fffffff) == 0) & (a.lo != 0), inward = (a.lo < 0) != (a.hi < 0);
+  return as_double(at ? (inward ? b - 1 : b + 1) : b);
+}
 
 VT_FN Pair add(Pair a, Pair b) {
   const Pair s = sum(a.hi, b.hi);
@@ -54,5 +66,11 @@ VT_FN Pair quotient(Pair a, Pair b, double reciprocal) {
   return {q, remainder * reciprocal};
 }
 VT_FN Pair quotient(Pair a, Pair b) { return quotient(a, b, 1 / b.hi); }
+
+VT_FN Pair square_root(Pair a) {
+  const double s = root(a.hi);
+  const Pair p = product(s, s);
+  return {s, s == 0 ? 0.0 : ((a.hi - p.hi) - p.lo + a.lo) / (2 * s)};
+}
 
 VT_END

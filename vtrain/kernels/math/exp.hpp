@@ -44,7 +44,7 @@ VT_FN double exp_clamped(double x) {
 
 VT_FN double m_exp(double x) {
   const ExpArgument a = exp_argument(exp_clamped(x), 0);
-  const double y = scaled(exp_pair(a.hi, a.lo).hi, a.n);
+  const double y = scaled(sided(exp_pair(a.hi, a.lo)), a.n);
   return x == x ? y : quiet_nan();
 }
 
@@ -70,14 +70,14 @@ VT_FN Pair expm1_pair(double x) {
   return normalised({second.hi, second.lo + (first.lo + (whole.lo + p * tail))});
 }
 
-// Below -60 the result is -1; from 60 on it is e^x. Of the smallest arguments the square underflows: they are the result,
-// signed zeros too. Measured: at most 0.63 units.
+// Below -60 the result is -1; from 60 on it is e^x. Below 2^-52 e^x - 1 is x + x^2/2, next to x on
+// the side of infinity; signed zeros stay. Measured: at most 0.84 units.
 VT_FN double m_expm1(double x) {
   const double below = x > 60 ? 60.0 : x;
   const double y = expm1_pair(below < -60 ? -60.0 : below).hi;
   const double large = x > 60 ? m_exp(x) : y;
-  const double z = magnitude_of(x) < 0x1p-60 ? x : large;
-  return x == x ? z : quiet_nan();
+  const double z = x < 0 ? next_inward(x) : next_outward(x);
+  return x == x ? (magnitude_of(x) < 0x1.5p-52 ? z : large) : quiet_nan();
 }
 
 VT_END

@@ -1,4 +1,4 @@
-// sin and cos for all arguments.
+// sin, cos and tan for all arguments.
 //
 // Range reduction (Payne and Hanek 1983): x = M 2^E with an integer M of 53 bits. Of the bits of 2/pi those that make
 // M 2^E 2/pi a multiple of 4 are skipped; M times the next 192 bits gives x 2/pi modulo 4 with an error below 2^-137: the
@@ -70,42 +70,57 @@ VT_FN Turn turn_of(double x) {
   return {quadrant & 3, above_half ? Pair{-r.hi, -r.lo} : r};
 }
 
-// sin(r + t), |r| <= pi/4.
-VT_FN double sin_near(Pair a) {
+// sin(r + t), |r| <= pi/4, as a pair whose sum is the result.
+VT_FN Pair sin_near(Pair a) {
   const double r = a.hi, z = r * r;
   const double s = horner(z, -0x1.5555555555555p-3, 0x1.1111111111111p-7, -0x1.a01a01a01a01ap-13,
                           0x1.71de3a556c734p-19, -0x1.ae64567f544e4p-26, 0x1.6124613a86d09p-33,
                           -0x1.ae7f3e733b81fp-41, 0x1.952c77030ad4ap-49, -0x1.2f49b46814157p-57);
-  return r + (r * z * s + a.lo * (1 - 0.5 * z));
+  return {r, r * z * s + a.lo * (1 - 0.5 * z)};
 }
 
-// cos(r + t), |r| <= pi/4.
-VT_FN double cos_near(Pair a) {
+// cos(r + t), |r| <= pi/4, likewise.
+VT_FN Pair cos_near(Pair a) {
   const Pair square = product(a.hi, a.hi);
   const double z = square.hi, half = 0.5 * z;
   const double c = horner(z, 0x1.5555555555555p-5, -0x1.6c16c16c16c17p-10, 0x1.a01a01a01a01ap-16,
                           -0x1.27e4fb7789f5cp-22, 0x1.1eed8eff8d898p-29, -0x1.93974a8c07c9dp-37,
                           0x1.ae7f3e733b81fp-45, -0x1.6827863b97d97p-53);
   const double one = 1 - half;
-  return one + (((1 - one) - half) + (z * z * c - (0.5 * square.lo + a.hi * a.lo)));
+  return {one, ((1 - one) - half) + (z * z * c - (0.5 * square.lo + a.hi * a.lo))};
 }
+
+// x not negative, finite.
+VT_FN Turn turned(double x) { return x < 0x1.921fb54442d18p-1 ? Turn{0, {x, 0}} : turn_of(x); }
 
 // sin of x + shift quarter turns, x not negative.
 VT_FN double circular(double x, int64_t shift) {
   if (!(x < infinity())) return quiet_nan();
-  const Turn t = x < 0x1.921fb54442d18p-1 ? Turn{0, {x, 0}} : turn_of(x);
+  const Turn t = turned(x);
   const int64_t quadrant = (t.quadrant + shift) & 3;
-  const double y = quadrant & 1 ? cos_near(t.r) : sin_near(t.r);
+  const double y = whole(quadrant & 1 ? cos_near(t.r) : sin_near(t.r));
   return quadrant & 2 ? -y : y;
 }
 
+// Below 1.1 2^-25 sin x is x - x^3/6.
 VT_FN double m_sin(double x) {
   const double a = magnitude_of(x);
-  if (a < 0x1p-27) return x;
+  if (a < 0x1.2p-25) return next_inward(x);
   const double y = circular(a, 0);
   return x < 0 ? -y : y;
 }
 
 VT_FN double m_cos(double x) { return circular(magnitude_of(x), 1); }
+
+// sin / cos of the remainder, or -cos / sin, as pairs. Below 1.4 2^-26 tan x is x + x^3/3.
+VT_FN double m_tan(double x) {
+  const double a = magnitude_of(x);
+  if (a < 0x1.6p-26) return next_outward(x);
+  if (!(a < infinity())) return quiet_nan();
+  const Turn t = turned(a);
+  const Pair s = normalised(sin_near(t.r)), c = normalised(cos_near(t.r));
+  const double y = sided(normalised(t.quadrant & 1 ? negative(quotient(c, s)) : quotient(s, c)));
+  return x < 0 ? -y : y;
+}
 
 VT_END

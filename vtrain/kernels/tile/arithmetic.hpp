@@ -18,4 +18,8 @@ VT_FN double infinity() { return as_double(0x7ff0000000000000ull); }
 VT_FN double magnitude_of(double x) { return as_double(as_bits(x) & 0x7fffffffffffffffull); }
 VT_FN float magnitude_of(float x) { return as_float(as_bits(x) & 0x7fffffffu); }
 
+// a * b + c with one rounding or with two, whichever is fast here. Only where no result shows it: in functions whose float
+// results were compared with the exact ones for all inputs, on both kinds of machines (benchmarks/exhaust.py).
+VT_FN double multiply_add(double a, double b, double c) { return FUSES ? fused(a, b, c) : a * b + c; }
+
 VT_END

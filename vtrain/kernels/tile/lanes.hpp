@@ -4,6 +4,7 @@
 //   LANES, WARP, HELD, lane_of(q), held_row(q), held_column(q)
 //   VECTORS                     whether neighbours in memory are worth a loop of their own
 //   each_lane(n, f)             f(q) for each held lane below n
+//   each_position(n, f)         f(i) for each i below n, the lanes taking turns
 //   fold(x, f)                  the tree over a warp's values: f(v[l], v[l ^ 16]), then 8, 4, 2, 1; f commutes. Every lane
 //                               gets the result
 //   of_lane(x, lane)            one lane's value, in every lane
