@@ -1,5 +1,5 @@
 // Host: all three are correlations: out[x] = chain(j: factor[j] line[x + j - shift]), with the filter turned round for du, and
-// over all batch entries for dw. A line has zeros around it, which add exactly nothing, where all numbers are finite.
+// over all batch entries for dw. Beyond its ends a line is zero, which adds exactly nothing, where all numbers are finite.
 #pragma once
 #include "../reductions/depthwise.hpp"
 #include "vector.hpp"
@@ -23,23 +23,20 @@ template <int V> VT_FN void correlate_block(const float* factor, const float* li
   for (int v = 0; v < V; v++) store_vector(acc + v * WIDTH<float>, y[v]);
 }
 
-// A padded line: line[margin + s] = x[s], zeros for `margin` before and after.
-inline void pad_line(const float* x, int64_t n, int64_t before, int64_t after, float* line) {
-  for (int64_t i = 0; i < before; i++) line[i] = 0.0f;
-  for (int64_t i = 0; i < n; i++) line[before + i] = x[i];
-  for (int64_t i = 0; i < after; i++) line[before + n + i] = 0.0f;
-}
-
 // acc[x] += chain(j < terms: factor[j] line(x + j - shift)) for x < width; line of n numbers, zeros outside. acc has room
-// for whole blocks. Only terms that meet the line are gone through.
+// for whole blocks, and `window` for terms + two of them. Only terms that meet the line are gone through.
 inline void correlate(const float* factor, int64_t terms, const float* x, int64_t n, int64_t shift, int64_t width, float* acc,
-                      float* line) {
-  const int64_t margin = most(shift, 0) + TAP_BLOCK;
-  pad_line(x, n, margin, most(width + terms - shift - n, 0) + TAP_BLOCK, line);
+                      float* window) {
   for (int64_t at = 0; at < width; at += TAP_BLOCK) {
     const int64_t low = most(shift - at - TAP_BLOCK + 1, 0), high = least(n + shift - at, terms);
     if (low >= high) continue;
-    const float* from = line + margin + at - shift;
+    const int64_t first = at + low - shift, count = high - low + TAP_BLOCK - 1;  // of the line, what is read
+    const float* from = x + first;
+    if (first < 0 || first + count > n) {  // beyond its ends: with zeros
+      for (int64_t i = 0; i < count; i++) window[i] = first + i >= 0 && first + i < n ? x[first + i] : 0.0f;
+      from = window;
+    }
+    from -= low;
     if (width - at > TAP_BLOCK / 2) correlate_block<TAP_VECTORS>(factor, from, low, high, acc + at);
     else if (width - at > WIDTH<float>) correlate_block<TAP_VECTORS / 2>(factor, from, low, high, acc + at);
     else correlate_block<1>(factor, from, low, high, acc + at);
@@ -50,7 +47,7 @@ class Depthwise {
  public:
   Depthwise(const DepthwiseArgs& a, Scratch& memory) : a_(a), width_(depthwise_width(a)) {
     const int64_t longest = most(a.n, most(a.taps, a.length));
-    acc_ = memory.get<float>(width_ + 5 * TAP_BLOCK + 6 * longest + 2 * most(a.shift, -a.shift));
+    acc_ = memory.get<float>(width_ + 3 * TAP_BLOCK + 2 * longest);
     turned_ = acc_ + width_ + TAP_BLOCK;
     line_ = turned_ + longest;
   }
