@@ -119,6 +119,60 @@ def test_gradients_of_attention() -> None:
     assert all(map(near, torch.autograd.grad(y, (q, k, v), grad), torch.autograd.grad(exact, wide, grad.double())))
 
 
+GRADIENTS: list[dict[str, Any]] = [
+    {}, {"window": 7}, {"block": 4}, {"dropout": 0.3}, {"mask": numbers(9, 9) > 0}, {"mask": numbers(9, 9)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", GRADIENTS, ids=str)
+def test_gradients_of_gradients(given: dict[str, Any]) -> None:
+    """A gradient that has one of its own is made of parts, with the same bits; its own is right."""
+    q, k, v = numbers(1, 4, 9, 6, seed=1), numbers(1, 2, 9, 6, seed=2), numbers(1, 2, 9, 5, seed=3)
+    grad, other = numbers(1, 4, 9, 5, seed=4), [numbers(*t.shape, seed=5) for t in (q, k, v)]
+
+    def work() -> list[Tensor]:
+        inputs = wanting(q, k, v)
+        y = ops.attention(*inputs, **given)
+        once = torch.autograd.grad(y, inputs, grad, retain_graph=True)
+        again = torch.autograd.grad(y, inputs, grad, create_graph=True)
+        assert all(torch.equal(a + 0.0, b + 0.0) for a, b in zip(once, again, strict=True))
+        return [*again, *torch.autograd.grad(again, inputs, other)]
+
+    found = stepped(work, matmul="chain")[0]
+    if "dropout" in given:
+        return
+    wide = [t.double().requires_grad_() for t in (q, k, v)]
+    keys, values = (t.repeat_interleave(2, 1) for t in wide[1:])
+    at = torch.arange(9)
+    ages = at[:, None] - at
+    seen, scores = ages >= -9, wide[0] @ keys.mT / math.sqrt(6)
+    if "window" in given:
+        seen = (ages >= 0) & (ages < 7)
+    if "block" in given:
+        seen = (ages >= 0) & (at >= (at[:, None] // 4 - 1) * 4)
+    if "mask" in given:
+        seen, scores = (given["mask"], scores) if given["mask"].dtype is torch.bool else (seen, scores + given["mask"])
+    exact = torch.where(seen, scores, -math.inf).softmax(-1) @ values
+    once = torch.autograd.grad(exact, wide, grad.double(), create_graph=True)
+    twice = torch.autograd.grad(once, wide, [t.double() for t in other])
+    assert all(near(a, b, 1e-5) for a, b in zip(found, (*once, *twice), strict=True))
+
+
+def test_transforms_of_functions() -> None:
+    """torch.func takes torch's attention apart, inside a step as outside."""
+    q, k = numbers(3, 2, 2, 5, 4), numbers(3, 2, 2, 5, 4, seed=1)
+
+    def loss(q: Tensor, k: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, k, is_causal=True).sum()
+
+    def one_by_one() -> list[Tensor]:
+        (a,) = wanting(q)
+        return [torch.autograd.grad(sum(loss(a[i], k[i]) for i in range(3)), a)[0]]
+
+    found, _ = stepped(lambda: [torch.func.vmap(torch.func.grad(loss))(q, k)], matmul="chain")
+    assert torch.equal(found[0], stepped(one_by_one, matmul="chain")[0][0])
+
+
 def test_decoding_with_a_cache() -> None:
     q, k, v = numbers(1, 4, 30, 8), numbers(1, 2, 30, 8, seed=1), numbers(1, 2, 30, 8, seed=2)
     whole = ops.attention(q, k, v, causal=True)

@@ -3,7 +3,7 @@
 Taken apart as torch's math backend has it, it materialises scores for all pairs. ``vtrain.ops.attention`` gives the
 same bits as those parts do with canonical products of float32 (``matmul="chain"``), so it stands in their place under
 that policy and the default one. It doesn't where a policy names other products for them (``chain64``, ``integer``,
-tensor cores, or everything logged), or where the mask wants a gradient.
+tensor cores, or everything logged), where the mask wants a gradient, or under transforms of ``torch.func``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch._C import _are_functorch_transforms_active
 
 from vtrain.engine.active import active_engine
 from vtrain.engine.core import Engine
@@ -36,7 +37,7 @@ def scaled_dot_product_attention(
     """As torch has it: one operation, or torch's composition."""
     engine = active_engine()
     tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-    one = engine is not None and fuses(engine) and 0 <= dropout_p < 1
+    one = engine is not None and fuses(engine) and 0 <= dropout_p < 1 and not _are_functorch_transforms_active()
     if not one or not _fits(*tensors, causal=is_causal, grouped=enable_gqa):
         return aten.scaled_dot_product_attention.default._op_dk(
             _COMPOSITE, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

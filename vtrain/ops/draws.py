@@ -6,7 +6,7 @@ import torch
 
 from vtrain.kernels.canonical import Dropout
 from vtrain.ops.shared import F32, Tensor
-from vtrain.random import bernoulli_threshold
+from vtrain.random import WordKey, bernoulli_threshold, words
 
 
 @torch.library.custom_op("vtrain::draw", mutates_args=())
@@ -28,3 +28,10 @@ def dropout_of(draw: Tensor | None, p: float) -> Dropout | None:
     keep = 1 - p
     kept = torch.ones((), dtype=F32) / torch.full((), keep, dtype=F32)
     return Dropout(key, site, step, bernoulli_threshold(keep), float(kept))
+
+
+def coins(dropout: Dropout, shape: torch.Size) -> Tensor:
+    """What weights are multiplied by: ``kept`` or 0, float32 on the CPU."""
+    key = WordKey((dropout.key % 2**32, dropout.key >> 32))
+    found = words(key, dropout.step, dropout.site, shape.numel()) < dropout.threshold
+    return torch.from_numpy(found).view(shape).to(F32) * dropout.kept

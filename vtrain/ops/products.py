@@ -112,6 +112,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _back(ctx: Any, grad: Tensor) -> Any:
+    if torch.is_grad_enabled():  # create_graph: the same products, which have gradients of their own
+        a, b = ctx.saved_tensors
+        return chain_product(grad, b.mT), chain_product(a.mT, grad)
     return torch.ops.vtrain.chain_product_backward(grad, *ctx.saved_tensors)
 
 

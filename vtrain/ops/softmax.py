@@ -10,7 +10,8 @@ import torch
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
 from vtrain.kernels.canonical import Sight
-from vtrain.ops.draws import draw_op, dropout_of
+from vtrain.ops.draws import coins, draw_op, dropout_of
+from vtrain.ops.products import chain_product
 from vtrain.ops.shared import DTYPES, F32, Tensor, lifted
 
 
@@ -134,6 +135,40 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _apart(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None, *sight: Any
+) -> Tensor:
+    """The same by operations one after the other, which materialise weights; the same bits, but for zeros' signs."""
+    s = sight_of(draw, *sight)
+    batch, heads, queries, _ = q.shape
+    keys, group = k.shape[2], heads // max(1, k.shape[1])
+    wide_q, wide_k, wide_v = (t.to(F32) for t in (q, k, v))
+    wide_k, wide_v = (t.repeat_interleave(group, 1).flatten(0, 1) for t in (wide_k, wide_v))
+    scores = chain_product((wide_q * s.q_scale).flatten(0, 1), (wide_k * s.k_scale).mT).view(
+        batch, heads, queries, keys
+    )
+    scores = scores if bias is None else scores + bias.to(F32)
+    none = torch.full((), -math.inf, device=q.device)
+    scores = torch.where(_seen(s, queries, keys, mask, q.device), scores, none)
+    blind = (scores == none).all(-1, keepdim=True)
+    zero = torch.zeros((), device=q.device)
+    p = torch.where(blind, zero, torch.where(blind, zero, scores).softmax(-1))
+    if s.dropout is not None:
+        p = p * coins(s.dropout, p.shape).to(q.device)
+    return chain_product(p.flatten(0, 1), wide_v).view(batch, heads, queries, -1).to(q.dtype)
+
+
+def _seen(s: Sight, queries: int, keys: int, mask: Tensor | None, device: torch.device) -> Tensor:
+    at = torch.arange(s.start, s.start + queries, device=device).unsqueeze(1)
+    j = torch.arange(s.offset, s.offset + keys, device=device)
+    seen = j <= at if s.causal else torch.ones((), dtype=torch.bool, device=device)
+    if s.window:
+        seen = seen & (j > at - s.window)
+    if s.block:
+        seen = seen & (j >= (at // s.block - 1) * s.block)
+    return seen if mask is None else seen & mask
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:6], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -141,6 +176,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _back(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # create_graph: by the parts, each of which has gradients of its own
+        q, k, v, bias, mask, draw, _, _ = ctx.saved_tensors
+        wanted = [t for t in (q, k, v) if t.requires_grad]
+        out = _apart(q, k, v, bias, mask, draw, *ctx.sight)
+        grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+        rest = [None] * (3 + len(ctx.sight))
+        return (*(next(grads) if t.requires_grad else None for t in (q, k, v)), *rest)
     found = torch.ops.vtrain.attention_backward(grad, *ctx.saved_tensors, *ctx.sight)
     return (*found, None, None, None, *[None] * len(ctx.sight))
 
