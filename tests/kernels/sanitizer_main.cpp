@@ -164,7 +164,7 @@ template <> struct Cases<AttentionArgs> {
     for (size_t i = 0; i < mask.size(); i += 3) mask[i] = 0;
     Floats out = results(rows * width), top(rows, 2.0f), total(rows, 3.0f), delta = results(rows), dq = results(rows * d);
     Floats dk = results(batch * heads * keys * d), dv = results(batch * heads * keys * width);
-    AttentionArgs a{q.data(), k.data(), v.data(), nullptr, nullptr, nullptr, out.data(), top.data(), total.data(),
+    AttentionArgs a{q.data(), k.data(), v.data(), nullptr, nullptr, nullptr, nullptr, out.data(), top.data(), total.data(),
                     delta.data(), dq.data(), dk.data(), dv.data(), batch, heads, heads, queries, keys, d, width,
                     heads * queries * d, queries * d, d, keys * d, 0, d, keys * width, 0, width,
                     heads * queries * width, queries * width, width, 0, 0, keys, 1, 0, keys - queries, 1, 0, 0, 0,
@@ -175,7 +175,10 @@ template <> struct Cases<AttentionArgs> {
       run(a);
       a.drops = 1;
       run(a);
-      a.window = 9, a.mask = mask.data();
+      const Integers padding{13};
+      a.padding = padding.data();
+      run(a);
+      a.padding = nullptr, a.window = 9, a.mask = mask.data();
       run(a);
       a.window = 0, a.block = 16, a.mask = nullptr, a.bias = bias.data();
       run(a);

@@ -299,6 +299,8 @@ def test_nothing_in_nothing_out() -> None:
         ({"sight": Sight(window=3)}, "a window or block with causal"),
         ({"sight": Sight(causal=True, window=3, block=2)}, "a window and a block; want one"),
         ({"sight": Sight(start=-1)}, "numbers from 0 on"),
+        ({"padding": torch.zeros(2, dtype=torch.int64)}, "padding is [2], want [1]"),
+        ({"padding": torch.zeros(1)}, "padding is torch.float32, want torch.int64"),
     ],
 )
 def test_wrong_operands_are_named(change: dict[str, Any], text: str) -> None:

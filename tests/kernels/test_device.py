@@ -190,7 +190,8 @@ def attentions() -> list[Tensor]:
         sight, grad = canonical.Sight(causal=True, k_scale=0.5, **given), numbers(1, 2, queries, width, seed=3)
         dropped = dataclasses.replace(sight, dropout=canonical.Dropout(2**63 + 5, 1, 2**40, 2**31, 2.0))
         for how, over in (
-            (sight, {"bias": numbers(2, queries, keys)}), (sight, {"mask": numbers(queries, keys) > 0}), (dropped, {}),
+            (sight, {"bias": numbers(2, queries, keys), "padding": torch.tensor([2])}),
+            (sight, {"mask": numbers(queries, keys) > 0}), (dropped, {}),
         ):  # fmt: skip
             out, top, total = canonical.attention(q, k, v, how, **over)
             back = canonical.attention_backward(grad, q, k, v, top, total, how, **over, parts=(1, 2))

@@ -131,7 +131,12 @@ def sequences(r: Results, make: Callable[..., Tensor]) -> None:
         "window": canonical.Sight(causal=True, window=9, dropout=canonical.Dropout(2**63 + 5, 1, 2**40, 2**31, 2.0)),
         "block": canonical.Sight(causal=True, block=16, offset=21, start=30),
     }  # fmt: skip
-    overs: dict[str, dict[str, Tensor]] = {"plain": {}, "bias": {"bias": bias}, "mask": {"mask": mask}}
+    overs: dict[str, dict[str, Tensor]] = {
+        "plain": {},
+        "padding": {"padding": torch.tensor([40, 3])},
+        "bias": {"bias": bias},
+        "mask": {"mask": mask},
+    }
     for (how, sight), (name, over) in itertools.product(sights.items(), overs.items()):
         out, top, total = canonical.attention(q, k, v, sight, **over)
         r.add(f"attention {how} {name}", out, top, total)

@@ -182,16 +182,58 @@ def test_decoding_with_a_cache() -> None:
     assert torch.equal(torch.cat(steps, 2), whole)
 
 
+def test_left_padding_changes_nothing() -> None:
+    """Sequences of several lengths in one batch have the bits that each has alone; gradients too; and so in scans."""
+    lengths, most = (30, 17, 1), 30
+    q, k, v, grad = (numbers(3, 2, most, n, seed=n) for n in (8, 8 + 1, 8 + 2, 8 + 3))
+    k, v, grad = k[..., :8], v[..., :8], grad[..., :8]
+    padding = torch.tensor([most - n for n in lengths])
+    for given in ({"causal": True}, {"window": 5}, {"block": 4}):
+        inputs = wanting(q, k, v)
+        y = ops.attention(*inputs, padding=padding, **given)
+        grads = torch.autograd.grad(y, inputs, grad)
+        for b, n in enumerate(lengths):
+            alone = wanting(*(t[b : b + 1, :, most - n :] for t in (q, k, v)))
+            z = ops.attention(*alone, **given)
+            back = torch.autograd.grad(z, alone, grad[b : b + 1, :, most - n :])
+            assert torch.equal(y[b : b + 1, :, most - n :], z) and not y[b, :, : most - n].any()
+            for whole, mine in zip(grads, back, strict=True):
+                assert torch.equal(whole[b : b + 1, :, most - n :], mine) and not whole[b, :, : most - n].any()
+    real = (torch.arange(most) >= padding.unsqueeze(1)).view(3, 1, most, 1)
+    y, (state, z) = ops.linear_attention(q.exp(), torch.where(real, k.exp(), 0.0), v, log_decay=-torch.ones(()))
+    for b, n in enumerate(lengths):
+        at = (slice(b, b + 1), slice(None), slice(most - n, None))
+        alone_y, (alone_state, alone_z) = ops.linear_attention(
+            q.exp()[at], k.exp()[at], v[at], log_decay=-torch.ones(())
+        )
+        assert torch.equal(y[at], alone_y) and torch.equal(state[b : b + 1], alone_state)
+        assert z is not None and alone_z is not None and torch.equal(z[b : b + 1], alone_z)
+
+
 # ---- as torch wants operators ----------------------------------------------------------------------------------------
 Q, K, V = numbers(1, 2, 7, 4), numbers(1, 2, 7, 4, seed=1), numbers(1, 2, 7, 3, seed=2)
 ROWS = numbers(1, 2, 7).exp()
 REGISTERED: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-    (attention_op, (*wanting(Q, K, V), None, None, None, 0, 0, True, 0, 0, 0.5, 0.5, 0.0)),
+    (attention_op, (*wanting(Q, K, V), None, None, None, None, 0, 0, True, 0, 0, 0.5, 0.5, 0.0)),
     (
         attention_op,
-        (*wanting(Q, K, V), numbers(7, 7), None, torch.tensor([3, 4, 5]), 1, 2, False, 0, 0, 0.5, 0.5, 0.25),
+        (
+            *wanting(Q, K, V),
+            numbers(7, 7),
+            None,
+            torch.tensor([2]),
+            torch.tensor([3, 4, 5]),
+            1,
+            2,
+            False,
+            0,
+            0,
+            0.5,
+            0.5,
+            0.25,
+        ),
     ),
-    (attention_backward_op, (V, Q, K, V, None, Q[..., 0] > 0, None, ROWS, ROWS, 0, 0, True, 0, 0, 0.5, 0.5, 0.0)),
+    (attention_backward_op, (V, Q, K, V, None, Q[..., 0] > 0, None, None, ROWS, ROWS, 0, 0, True, 0, 0, 0.5, 0.5, 0.0)),
     (scan_op, (*wanting(Q, K, V), *wanting(-ROWS.unsqueeze(-1), numbers(1, 2, 4, 3)), 0, 1)),
     (scan_op, (*wanting(Q, K, V), None, None, 2, 0)),
     (scan_backward_op, (V, None, Q, K, V, -ROWS.unsqueeze(-1), None, numbers(1, 2, 4, 3), 1, 2)),

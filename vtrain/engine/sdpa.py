@@ -47,9 +47,9 @@ def scaled_dot_product_attention(
     bias, mask = (None, attn_mask) if attn_mask is not None and attn_mask.dtype is torch.bool else (attn_mask, None)
     q, k, v = (t[(None,) * (4 - t.dim())] for t in (query, key, value))
     draw = draw_op(query) if dropout_p else None
-    out = attention_op(q, k, v, bias, mask, draw, 0, 0, is_causal, 0, 0, math.copysign(root, factor), root, dropout_p)[
-        0
-    ]
+    out = attention_op(
+        q, k, v, bias, mask, None, draw, 0, 0, is_causal, 0, 0, math.copysign(root, factor), root, dropout_p
+    )[0]
     return out.view(out.shape[4 - query.dim() :])
 
 

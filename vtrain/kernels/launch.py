@@ -20,7 +20,7 @@ Argument = torch.Tensor | int | float | None
 # p: address (a tensor or None), i: integer, d: float64
 PRODUCT = "pppp" + "iiiiiiiiii" + "iiiii" + "dd"
 CONVOLUTION = "ppppp" + "i" * 16
-ATTENTION = "p" * 13 + "i" * 7 + "i" * 12 + "i" * 4 + "i" * 6 + "i" * 5 + "ddd"
+ATTENTION = "p" * 14 + "i" * 7 + "i" * 12 + "i" * 4 + "i" * 6 + "i" * 5 + "ddd"
 SCAN = "p" * 7 + "i" * 5 + "i" * 9 + "i" * 4 + "i" * 4 + "i" * 4
 DEPTHWISE = "pppp" + "i" * 7
 DECAY = "p" * 7 + "i" * 7

@@ -17,7 +17,8 @@ from vtrain.ops.shared import DTYPES, F32, Tensor, lifted
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, window: int | None = None, block: int | None = None,
-    mask: Tensor | None = None, scale: float | None = None, start: int = 0, offset: int = 0, dropout: float = 0.0,
+    mask: Tensor | None = None, scale: float | None = None, start: int = 0, offset: int = 0,
+    padding: Tensor | None = None, dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """softmax(scale * q k^T + mask) v, never materialised: memory grows with the length.
 
@@ -40,6 +41,8 @@ def attention(
         start: position of the first query, as in decoding with a cache of keys.
         offset: position of the first key of k and v, where a cache has dropped those before: a window's last keys, say.
             Sums go by positions, so the bits are those of all keys.
+        padding: positions that each batch entry begins with and are none, int64 ``(batch,)``: the others count from
+            behind them, so that the bits are those of the sequence alone. Their own results are 0 where ``causal``.
         dropout: probability with which a weight is dropped, by a draw of torch's global generator; others are divided
             by 1 - dropout.
 
@@ -49,7 +52,7 @@ def attention(
     Raises:
         OperandError: shapes or dtypes that don't fit; names them.
     """
-    _check(q, k, v, mask)
+    _check(q, k, v, mask, padding)
     factor = 1.0 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
     root = math.sqrt(abs(factor))
     for name, value in (("window", window), ("block", block)):
@@ -60,19 +63,23 @@ def attention(
         raise OperandError(f"attention: dropout is {dropout}, want a probability")
     draw = draw_op(q) if 0 < dropout < 1 else None
     causal = causal or window is not None or block is not None
+    roots = math.copysign(root, factor), root
     out = torch.ops.vtrain.attention(
-        q, k, v, bias, seen, draw, offset, start, causal, window or 0, block or 0, math.copysign(root, factor), root,
-        dropout,
-    )[0]  # fmt: skip
+        q, k, v, bias, seen, padding, draw, offset, start, causal, window or 0, block or 0, *roots, dropout
+    )[0]
     return out * torch.zeros((), dtype=out.dtype, device=out.device) if dropout == 1 else out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, padding: Tensor | None) -> None:
     for name, t in (("q", q), ("k", k), ("v", v)):
         if t.dtype not in DTYPES or t.dtype is not q.dtype:
             raise OperandError(f"attention: {name} is {t.dtype}; want float32, bfloat16 or float16, and all the same")
         if t.dim() != 4:
             raise OperandError(f"attention: {name} is {list(t.shape)}; want (batch, heads, length, width)")
+    if padding is not None and (padding.dtype is not torch.int64 or padding.shape != q.shape[:1]):
+        raise OperandError(
+            f"attention: padding is {padding.dtype} {list(padding.shape)}, want torch.int64 {[q.shape[0]]}"
+        )
     if mask is not None and mask.requires_grad:
         raise OperandError(
             "attention: mask wants a gradient, which takes scores for all pairs; use "
@@ -100,13 +107,14 @@ def over_groups(x: Tensor, key_heads: int) -> Tensor:
 
 @torch.library.custom_op("vtrain::attention", mutates_args=())
 def attention_op(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None, offset: int,
-    start: int, causal: bool, window: int, block: int, q_scale: float, k_scale: float, dropout: float,
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
+    draw: Tensor | None, offset: int, start: int, causal: bool, window: int, block: int, q_scale: float,
+    k_scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """out, and each query's largest score and sum of weights."""
     sight = sight_of(draw, offset, start, causal, window, block, q_scale, k_scale, dropout)
     wide_q, wide_k, wide_v, wide_bias = lifted(q, k, v, bias)
-    out, top, total = canonical.attention(wide_q, wide_k, wide_v, sight, wide_bias, mask)
+    out, top, total = canonical.attention(wide_q, wide_k, wide_v, sight, wide_bias, mask, padding)
     return out.to(q.dtype), top, total
 
 
@@ -118,14 +126,14 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("vtrain::attention_backward", mutates_args=())
 def attention_backward_op(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None,
-    top: Tensor, total: Tensor, offset: int, start: int, causal: bool, window: int, block: int, q_scale: float,
-    k_scale: float, dropout: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
+    draw: Tensor | None, top: Tensor, total: Tensor, offset: int, start: int, causal: bool, window: int, block: int,
+    q_scale: float, k_scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
     sight = sight_of(draw, offset, start, causal, window, block, q_scale, k_scale, dropout)
     wide_grad, wide_q, wide_k, wide_v, wide_bias = lifted(grad, q, k, v, bias)
-    found = canonical.attention_backward(wide_grad, wide_q, wide_k, wide_v, top, total, sight, wide_bias, mask)
+    found = canonical.attention_backward(wide_grad, wide_q, wide_k, wide_v, top, total, sight, wide_bias, mask, padding)
     dk, dv = over_groups(found[1], k.shape[1]), over_groups(found[2], k.shape[1])
     return found[0].to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
@@ -136,7 +144,14 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
 
 
 def _apart(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None, *sight: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    padding: Tensor | None,
+    draw: Tensor | None,
+    *sight: Any,
 ) -> Tensor:
     """The same by operations one after the other, which materialise weights; the same bits, but for zeros' signs."""
     s = sight_of(draw, *sight)
@@ -149,7 +164,7 @@ def _apart(
     )
     scores = scores if bias is None else scores + bias.to(F32)
     none = torch.full((), -math.inf, device=q.device)
-    scores = torch.where(_seen(s, queries, keys, mask, q.device), scores, none)
+    scores = torch.where(_seen(s, queries, keys, mask, padding, q.device), scores, none)
     blind = (scores == none).all(-1, keepdim=True)
     zero = torch.zeros((), device=q.device)
     p = torch.where(blind, zero, torch.where(blind, zero, scores).softmax(-1))
@@ -158,10 +173,13 @@ def _apart(
     return chain_product(p.flatten(0, 1), wide_v).view(batch, heads, queries, -1).to(q.dtype)
 
 
-def _seen(s: Sight, queries: int, keys: int, mask: Tensor | None, device: torch.device) -> Tensor:
-    at = torch.arange(s.start, s.start + queries, device=device).unsqueeze(1)
-    j = torch.arange(s.offset, s.offset + keys, device=device)
-    seen = j <= at if s.causal else torch.ones((), dtype=torch.bool, device=device)
+def _seen(
+    s: Sight, queries: int, keys: int, mask: Tensor | None, padding: Tensor | None, device: torch.device
+) -> Tensor:
+    none = torch.zeros((), dtype=torch.int64, device=device) if padding is None else padding.view(-1, 1, 1, 1)
+    at = torch.arange(s.start, s.start + queries, device=device).unsqueeze(1) - none
+    j = torch.arange(s.offset, s.offset + keys, device=device) - none
+    seen = (j >= 0) & (j <= at if s.causal else at == at)
     if s.window:
         seen = seen & (j > at - s.window)
     if s.block:
@@ -170,21 +188,21 @@ def _seen(s: Sight, queries: int, keys: int, mask: Tensor | None, device: torch.
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:6], *output[1:])
+    ctx.save_for_backward(*inputs[:7], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.sight = inputs[6:]
+    ctx.sight = inputs[7:]
 
 
 def _back(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():  # create_graph: by the parts, each of which has gradients of its own
-        q, k, v, bias, mask, draw, _, _ = ctx.saved_tensors
+        q, k, v, bias, mask, padding, draw, _, _ = ctx.saved_tensors
         wanted = [t for t in (q, k, v) if t.requires_grad]
-        out = _apart(q, k, v, bias, mask, draw, *ctx.sight)
+        out = _apart(q, k, v, bias, mask, padding, draw, *ctx.sight)
         grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-        rest = [None] * (3 + len(ctx.sight))
+        rest = [None] * (4 + len(ctx.sight))
         return (*(next(grads) if t.requires_grad else None for t in (q, k, v)), *rest)
     found = torch.ops.vtrain.attention_backward(grad, *ctx.saved_tensors, *ctx.sight)
-    return (*found, None, None, None, *[None] * len(ctx.sight))
+    return (*found, None, None, None, None, *[None] * len(ctx.sight))
 
 
 attention_op.register_autograd(_back, setup_context=_keep)

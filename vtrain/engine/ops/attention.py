@@ -17,13 +17,13 @@ Tensor = torch.Tensor
 
 @register("vtrain.attention.default")
 def attention(
-    engine: Engine, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, draw: Tensor | None,
-    *sight: float,
+    engine: Engine, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
+    draw: Tensor | None, *sight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Rounded once; what is kept for the backward pass stays in float32."""
     wide_q, wide_k, wide_v, wide_bias = lifted(q, k, v, bias)
     seen = sight_of(draw, *sight)  # type: ignore[arg-type]
-    out, top, total = canonical.attention(wide_q, wide_k, wide_v, seen, wide_bias, mask)
+    out, top, total = canonical.attention(wide_q, wide_k, wide_v, seen, wide_bias, mask, padding)
     top, total = engine.fixed("top", top, FLOAT32), engine.fixed("total", total, FLOAT32)
     return engine.finish(engine.fixed("", out, FLOAT32), q.dtype), top, total
 
@@ -31,12 +31,14 @@ def attention(
 @register("vtrain.attention_backward.default")
 def attention_backward(
     engine: Engine, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None,
-    draw: Tensor | None, top: Tensor, total: Tensor, *sight: float,
+    padding: Tensor | None, draw: Tensor | None, top: Tensor, total: Tensor, *sight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v, each rounded once."""
     wide_grad, wide_q, wide_k, wide_v, wide_bias = lifted(grad, q, k, v, bias)
     seen = sight_of(draw, *sight)  # type: ignore[arg-type]
-    dq, dk, dv, _ = canonical.attention_backward(wide_grad, wide_q, wide_k, wide_v, top, total, seen, wide_bias, mask)
+    dq, dk, dv, _ = canonical.attention_backward(
+        wide_grad, wide_q, wide_k, wide_v, top, total, seen, wide_bias, mask, padding
+    )
     dk, dv = over_groups(dk, k.shape[1]), over_groups(dv, k.shape[1])
     found = [engine.fixed(part, t.contiguous(), FLOAT32) for part, t in (("dq", dq), ("dk", dk), ("dv", dv))]
     return tuple(engine.finish(t, q.dtype) for t in found)  # type: ignore[return-value]

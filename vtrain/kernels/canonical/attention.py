@@ -67,14 +67,20 @@ def _rows(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 or t.shape[-1] < 2 else t.contiguous()
 
 
-def _check(name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, sight: Sight) -> None:
+def _check(
+    name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
+    sight: Sight,
+) -> None:  # fmt: skip
     checked(name, q, q=q, k=k, v=v, bias=bias)
+    checked(name, q, (torch.int64,), padding=padding)
     checked(name, q, (torch.bool, torch.uint8), mask=mask)
     shapes = f"q is {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
     if not q.dim() == k.dim() == v.dim() == 4:
         raise OperandError(f"kernel {name}: {shapes}, want (batch, heads, length, width)")
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise OperandError(f"kernel {name}: {shapes}, which don't fit")
+    if padding is not None and padding.shape != q.shape[:1]:
+        raise OperandError(f"kernel {name}: padding is {list(padding.shape)}, want {list(q.shape[:1])}")
     if q.shape[1] % max(1, k.shape[1]) or (q.shape[1] and not k.shape[1]):
         raise OperandError(f"kernel {name}: {q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
     if min(sight.start, sight.window, sight.block, sight.offset) < 0 or (
@@ -97,15 +103,16 @@ def _expanded(name: str, what: str, t: Tensor | None, shape: tuple[int, ...]) ->
 
 
 def _launch(
-    name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, sight: Sight,
-    tensors: tuple[Tensor | None, ...], grad: Tensor | None, part: int,
+    name: str, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
+    sight: Sight, tensors: tuple[Tensor | None, ...], grad: Tensor | None, part: int,
 ) -> None:  # fmt: skip
     batch, heads, queries, d = q.shape
     keys, width = k.shape[2], v.shape[3]
     over = bias if bias is not None else mask
     seen = (0, 0, 0, 0) if over is None else over.stride()
     launch.launch(
-        name, q, k, v, bias, mask, grad, *tensors, batch, heads, heads // max(1, k.shape[1]), queries, keys, d, width,
+        name, q, k, v, padding, bias, mask, grad, *tensors, batch, heads, heads // max(1, k.shape[1]), queries, keys,
+        d, width,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if grad is None else grad.stride()[:3]), *seen,
         sight.offset, sight.start, int(sight.causal), sight.window, sight.block, part,
         *((0, 0, 0, 0, 0) if sight.dropout is None else sight.dropout.numbers), float(sight.q_scale),
@@ -114,7 +121,13 @@ def _launch(
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, sight: Sight, bias: Tensor | None = None, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sight: Sight,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    padding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out ``(batch, heads, queries, width)``, and each query's largest score and sum ``(batch, heads, queries)``.
 
@@ -124,29 +137,30 @@ def attention(
         sight: what is seen.
         bias: added to scores, broadcastable to ``(batch, heads, queries, keys)``.
         mask: of bool, the same: False where a key is not seen. One of the two.
+        padding: positions that each batch entry begins with and are none, int64 ``(batch,)``: others count from behind.
     """
-    _check("attention", q, k, v, bias, mask, sight)
+    _check("attention", q, k, v, bias, mask, padding, sight)
     shape = (*q.shape[:3], k.shape[2])
     bias, mask = _expanded("attention", "bias", bias, shape), _expanded("attention", "mask", mask, shape)
     if bias is not None and mask is not None:
         raise OperandError("kernel attention: a bias and a mask; want one")
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v, padding = _rows(q), _rows(k), _rows(v), None if padding is None else padding.contiguous()
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=F32, device=q.device)
     top, total = (torch.empty(q.shape[:3], dtype=F32, device=q.device) for _ in range(2))
     if top.numel():
-        _launch("attention", q, k, v, bias, mask, sight, (out, top, total, None, None, None, None), None, 0)
+        _launch("attention", q, k, v, bias, mask, padding, sight, (out, top, total, None, None, None, None), None, 0)
     return out, top, total
 
 
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, top: Tensor, total: Tensor, sight: Sight, bias: Tensor | None = None,
-    mask: Tensor | None = None, parts: tuple[int, ...] | None = None,
+    mask: Tensor | None = None, padding: Tensor | None = None, parts: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v, those of k and v for each query head; and the sums D.
 
     ``parts``: 0 for all in one go, 1 and 2 for queries and then keys; the bits are the same. By default what is faster.
     """
-    _check(BACKWARD, q, k, v, bias, mask, sight)
+    _check(BACKWARD, q, k, v, bias, mask, padding, sight)
     checked(BACKWARD, q, grad=grad, top=top, total=total)
     shape = (*q.shape[:3], k.shape[2])
     bias, mask = _expanded(BACKWARD, "bias", bias, shape), _expanded(BACKWARD, "mask", mask, shape)
@@ -154,6 +168,7 @@ def attention_backward(
         shapes = [list(t.shape) for t in (grad, top, total)]
         raise OperandError(f"kernel {BACKWARD}: grad, top and total are {shapes}, which don't fit")
     q, k, v, grad = _rows(q), _rows(k), _rows(v), _rows(grad)
+    padding = None if padding is None else padding.contiguous()
     per_head = (*q.shape[:2], k.shape[2])
     some = q.shape[:3].numel() * k.shape[2] > 0
     new = torch.empty if some else torch.zeros
@@ -162,5 +177,5 @@ def attention_backward(
     for part in parts or ((0,) if q.is_cpu else (1, 2)):
         if some:
             tensors = (None, top.contiguous(), total.contiguous(), delta, dq, dk, dv)
-            _launch(BACKWARD, q, k, v, bias, mask, sight, tensors, grad, part)
+            _launch(BACKWARD, q, k, v, bias, mask, padding, sight, tensors, grad, part)
     return dq, dk, dv, delta

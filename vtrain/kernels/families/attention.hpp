@@ -13,7 +13,7 @@ VT_FN void kernel_attention_backward(const Grid& grid, const AttentionArgs& a) {
   grid.warps(a.batch * a.heads * each, other * (a.d + a.width), [&](int64_t at) {
     const AttentionHead head(a, at / each);
     if (a.part == 1) attend_back_to_query(head, at % each);
-    else attend_back_to_key(head, a.offset + at % each);
+    else attend_back_to_key(head, head.offset + at % each);
   });
 }
 

@@ -75,10 +75,10 @@ class Strips {
       : head_(head), a_(head.a), from_(from), to_(to), base_(head.first(from) / PANEL),
         m_(scratch, a_, most(in_units(head.end(to - 1), PANEL) - base_ * PANEL, 0), back) {
     // Keys from key_ on; the first panel has room for some before.
-    key_ = most(base_ * PANEL, a_.offset);
-    count_ = most(least(base_ * PANEL + m_.keys, a_.offset + a_.keys) - key_, 0);
+    key_ = most(base_ * PANEL, most(head.offset, 0));
+    count_ = most(least(base_ * PANEL + m_.keys, head.offset + a_.keys) - key_, 0);
     const float ks = static_cast<float>(a_.k_scale);
-    const float *k = head.k + (key_ - a_.offset) * a_.k_row, *v = head.v + (key_ - a_.offset) * a_.v_row;
+    const float *k = head.k + (key_ - head.offset) * a_.k_row, *v = head.v + (key_ - head.offset) * a_.v_row;
     finite_ = turn_keys(k, a_.k_row, a_.d, ks, m_.k_turned);
     if (back) {
       finite_ &= turn_keys(v, a_.v_row, a_.width, 1.0f, m_.v_turned);
@@ -101,7 +101,7 @@ class Strips {
   void backward() {
     if (!finite_) {
       for (int64_t t = 0; t < a_.queries; t++) attend_back_to_query(head_, t);
-      for (int64_t j = 0; j < a_.keys; j++) attend_back_to_key(head_, a_.offset + j);
+      for (int64_t j = 0; j < a_.keys; j++) attend_back_to_key(head_, head_.offset + j);
       return;
     }
     for (int64_t t = 0; t < a_.queries; t += STRIP_ROWS) backward_strip(t, least(a_.queries - t, STRIP_ROWS));
@@ -314,9 +314,10 @@ class Strips {
   // to[key][c] = (from[c][key] + 0) * scale.
   void write_keys(const float* from, int64_t n, float scale, float* to) const {
     to += head_.piece * a_.keys * n;
-    zero(to, (key_ - a_.offset) * n);  // keys out of every query's reach
-    zero(to + (key_ - a_.offset + count_) * n, (a_.offset + a_.keys - key_ - count_) * n);
-    to += (key_ - a_.offset) * n, from += before();
+    const int64_t first = least(key_ - head_.offset, a_.keys);
+    zero(to, first * n);  // keys out of every query's reach
+    zero(to + (first + count_) * n, (a_.keys - first - count_) * n);
+    to += first * n, from += before();
     for (int64_t j = 0; j < count_; j++)
       for (int64_t c = 0; c < n; c++) to[j * n + c] = (from[c * m_.keys + j] + 0.0f) * scale;
   }

@@ -1,7 +1,8 @@
 // Softmax attention, forward and backward, without its matrix of scores in memory (numerics §3).
 //
 // For query t (at position start + t) and the keys j that it may see, in ascending order, numbered by their positions, the first
-// one that is given being `offset`:
+// one that is given being `offset`. A batch entry may begin with padding: its positions count from behind it, and what lies
+// before position 0 is not seen.
 //
 //   s(j) = chain(c: (q[c] q_scale) (k[j][c] k_scale)) + bias[j]         m = max s,  e(j) = exp(s(j) - m)
 //   l    = float(sum of e, as sum.hpp has it, the term of key j in place j)     p(j) = e(j) / l
@@ -27,6 +28,7 @@ VT_BEGIN
 
 struct AttentionArgs {
   const float *q, *k, *v;       // [batch, heads, queries, d], [batch, heads / group, keys, d], the same of `width`
+  const int64_t* padding;       // positions of each batch entry that are none; or null
   const float* bias;            // added to scores; or null
   const uint8_t* mask;          // 0: not seen; or null
   const float* grad;            // of out; forward: null
@@ -46,7 +48,7 @@ struct AttentionHead {
   const AttentionArgs& a;
   int64_t piece;  // batch entry and head
   const float *q, *k, *v, *g;
-  int64_t masks;
+  int64_t masks, offset, start;  // positions of the first key and query, without padding
 
   VT_FN AttentionHead(const AttentionArgs& args, int64_t at) : a(args), piece(at) {
     const int64_t b = at / a.heads, h = at % a.heads;
@@ -55,30 +57,32 @@ struct AttentionHead {
     v = a.v + b * a.v_batch + h / a.group * a.v_head;
     g = a.grad ? a.grad + b * a.g_batch + h * a.g_head : nullptr;
     masks = b * a.m_batch + h * a.m_head;
+    const int64_t none = a.padding ? a.padding[b] : 0;
+    offset = a.offset - none, start = a.start - none;
   }
   // Keys from first to below end are within a query's reach.
   VT_FN int64_t first(int64_t t) const {
-    const int64_t at = a.start + t, back = a.window ? at - a.window + 1 : a.block ? (at / a.block - 1) * a.block : 0;
-    return most(back, a.offset);
+    const int64_t at = start + t, back = a.window ? at - a.window + 1 : a.block ? (at / a.block - 1) * a.block : 0;
+    return most(back, most(offset, 0));
   }
   VT_FN int64_t end(int64_t t) const {
-    const int64_t all = a.offset + a.keys;
-    return a.causal ? most(least(a.start + t + 1, all), a.offset) : all;
+    const int64_t all = offset + a.keys;
+    return a.causal ? most(least(start + t + 1, all), most(offset, 0)) : all;
   }
   // Queries that have a key within reach, the same way.
-  VT_FN int64_t first_query(int64_t j) const { return a.causal ? most(j - a.start, 0) : 0; }
+  VT_FN int64_t first_query(int64_t j) const { return a.causal ? most(j - start, 0) : 0; }
   VT_FN int64_t end_query(int64_t j) const {
-    const int64_t to = a.window ? j + a.window : a.block ? (j / a.block + 2) * a.block : a.start + a.queries;
-    return most(least(to - a.start, a.queries), 0);
+    const int64_t to = a.window ? j + a.window : a.block ? (j / a.block + 2) * a.block : start + a.queries;
+    return most(least(to - start, a.queries), 0);
   }
   VT_FN bool sees(int64_t t, int64_t j) const {
-    return j >= first(t) && j < end(t) && (!a.mask || a.mask[masks + t * a.m_row + (j - a.offset) * a.m_key] != 0);
+    return j >= first(t) && j < end(t) && (!a.mask || a.mask[masks + t * a.m_row + (j - offset) * a.m_key] != 0);
   }
   VT_FN float q_at(int64_t t, int64_t c) const { return q[t * a.q_row + c] * static_cast<float>(a.q_scale); }
-  VT_FN float k_at(int64_t j, int64_t c) const { return k[(j - a.offset) * a.k_row + c] * static_cast<float>(a.k_scale); }
-  VT_FN float v_at(int64_t j, int64_t c) const { return v[(j - a.offset) * a.v_row + c]; }
+  VT_FN float k_at(int64_t j, int64_t c) const { return k[(j - offset) * a.k_row + c] * static_cast<float>(a.k_scale); }
+  VT_FN float v_at(int64_t j, int64_t c) const { return v[(j - offset) * a.v_row + c]; }
   VT_FN float biased(float chain, int64_t t, int64_t j) const {
-    return a.bias ? chain + a.bias[masks + t * a.m_row + (j - a.offset) * a.m_key] : chain;
+    return a.bias ? chain + a.bias[masks + t * a.m_row + (j - offset) * a.m_key] : chain;
   }
   VT_FN float score(int64_t t, int64_t j) const {
     float s = 0.0f;
@@ -97,7 +101,7 @@ struct AttentionHead {
   VT_FN Draw draw() const {
     return {static_cast<uint64_t>(a.draw_key), static_cast<uint64_t>(a.draw_site), static_cast<uint64_t>(a.draw_step)};
   }
-  VT_FN int64_t word(int64_t t, int64_t j) const { return (piece * a.queries + t) * a.keys + j - a.offset; }
+  VT_FN int64_t word(int64_t t, int64_t j) const { return (piece * a.queries + t) * a.keys + j - offset; }
   VT_FN float dropped(float x, int64_t t, int64_t j) const {  // x n
     if (!a.drops) return x;
     const bool stays = static_cast<int64_t>(philox_word(draw(), word(t, j))) < a.threshold;
@@ -192,7 +196,7 @@ VT_FN void attend_back_to_query(const AttentionHead& head, int64_t t) {
 
 VT_FN void attend_back_to_key(const AttentionHead& head, int64_t j) {
   const AttentionArgs& a = head.a;
-  const int64_t row = head.piece * a.keys + j - a.offset, from = head.first_query(j), end = head.end_query(j);
+  const int64_t row = head.piece * a.keys + j - head.offset, from = head.first_query(j), end = head.end_query(j);
   const auto seen = [&](int64_t t) { return !head.blind(t) && head.sees(t, j); };
   weighted_chains(
       from, end, a.d, seen,
