@@ -49,6 +49,25 @@ def test_a_long_convolution_and_its_gradients() -> None:
     assert torch.equal(ops.long_conv(u[..., :20], w[:, :20]), y[..., :20])
 
 
+def test_filters_of_another_dtype_as_under_autocast() -> None:
+    """Computed in float32 from what each is; every gradient has its own dtype, inside steps too."""
+    u, w = numbers(2, 3, 9).bfloat16(), numbers(3, 4, seed=1)
+    grad = numbers(2, 3, 9, seed=2).bfloat16()
+
+    def work() -> list[Tensor]:
+        a, b = wanting(u, w)
+        y, _ = ops.short_conv(a, b)
+        return [y, *torch.autograd.grad(y, (a, b), grad)]
+
+    found = stepped(work)[0]
+    wide, back = wanting(u.float(), w)
+    exact, _ = ops.short_conv(wide, back)
+    wanted = [exact, *torch.autograd.grad(exact, (wide, back), grad.float())]
+    assert [t.dtype for t in found] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(found, wanted, strict=True))
+    assert all(map(torch.equal, (t.detach() for t in work()), found))
+
+
 def test_opcheck() -> None:
     u, w = wanting(numbers(2, 3, 7), numbers(3, 2))
     assert set(torch.library.opcheck(depthwise_op, (u, w, 7, 1)).values()) == {"SUCCESS"}

@@ -21,7 +21,7 @@ def short_conv(
 
     Args:
         u: ``(batch, channels, length)``; float32, bfloat16 or float16.
-        w: ``(channels, taps)``.
+        w: ``(channels, taps)``, of any of these dtypes.
         bias: ``(channels,)``.
         before: the last taps - 1 inputs before u, ``(batch, channels, taps - 1)``; nothing by default.
         centred: y[t] reads from (taps - 1) // 2 positions before t on instead; has no state.
@@ -77,8 +77,8 @@ def _biased(y: Tensor, bias: Tensor | None) -> Tensor:
 
 def _check(name: str, u: Tensor, w: Tensor) -> None:
     for what, t in (("u", u), ("w", w)):
-        if t.dtype not in DTYPES or t.dtype is not u.dtype:
-            raise OperandError(f"{name}: {what} is {t.dtype}; want float32, bfloat16 or float16, and both the same")
+        if t.dtype not in DTYPES:
+            raise OperandError(f"{name}: {what} is {t.dtype}; want float32, bfloat16 or float16")
     if u.dim() != 3 or w.dim() != 2 or u.shape[1] != w.shape[0]:
         raise OperandError(
             f"{name}: u is {list(u.shape)} and w {list(w.shape)}; want (batch, channels, length) and (channels, taps)"

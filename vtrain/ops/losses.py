@@ -23,7 +23,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, *, ignore_in
 
     Args:
         x: ``(rows, d)``; float32, bfloat16 or float16, computed in float32.
-        weight: ``(vocabulary, d)`` of x's dtype.
+        weight: ``(vocabulary, d)``, of any of these dtypes.
         target: ``(rows,)``, int64.
         ignore_index: rows with this target give 0, and no gradient.
 
@@ -34,8 +34,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, *, ignore_in
         OperandError: shapes or dtypes that don't fit, or a target outside; names them.
     """
     for name, t in (("x", x), ("weight", weight)):
-        if t.dtype not in DTYPES or t.dtype is not x.dtype or t.dim() != 2:
-            raise OperandError(f"linear_cross_entropy: {name} is {t.dtype} {list(t.shape)}; want matrices of one dtype")
+        if t.dtype not in DTYPES or t.dim() != 2:
+            shape = f"{t.dtype} {list(t.shape)}"
+            raise OperandError(
+                f"linear_cross_entropy: {name} is {shape}; want matrices of float32, bfloat16 or float16"
+            )
     if x.shape[1] != weight.shape[1] or target.shape != x.shape[:1] or target.dtype is not torch.int64:
         shapes = f"x is {list(x.shape)}, weight {list(weight.shape)}, target {target.dtype} {list(target.shape)}"
         raise OperandError(f"linear_cross_entropy: {shapes}, which don't fit")

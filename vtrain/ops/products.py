@@ -17,13 +17,13 @@ def chain_product(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: ``(batch, m, k)``; float32, bfloat16 or float16.
-        b: ``(batch, k, n)`` of a's dtype.
+        b: ``(batch, k, n)``, of any of these dtypes; the result has a's.
 
     Raises:
         OperandError: shapes or dtypes that don't fit; names them.
     """
     for name, t in (("a", a), ("b", b)):
-        if t.dtype not in DTYPES or t.dtype is not a.dtype or t.dim() != 3:
+        if t.dtype not in DTYPES or t.dim() != 3:
             raise OperandError(f"chain_product: {name} is {t.dtype} {list(t.shape)}; want (batch, rows, columns)")
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
         raise OperandError(f"chain_product: a is {list(a.shape)} and b {list(b.shape)}, which don't fit")
@@ -114,7 +114,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _back(ctx: Any, grad: Tensor) -> Any:
     if torch.is_grad_enabled():  # create_graph: the same products, which have gradients of their own
         a, b = ctx.saved_tensors
-        return chain_product(grad, b.mT), chain_product(a.mT, grad)
+        return chain_product(grad, b.mT), chain_product(a.mT, grad).to(b.dtype)
     return torch.ops.vtrain.chain_product_backward(grad, *ctx.saved_tensors)
 
 

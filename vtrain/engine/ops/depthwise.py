@@ -24,6 +24,6 @@ def depthwise(engine: Engine, u: Tensor, w: Tensor, length: int, shift: int) -> 
 @register("vtrain.depthwise_backward.default")
 def depthwise_backward(engine: Engine, grad: Tensor, u: Tensor, w: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Gradients of u and w, each rounded once."""
-    found = zip(("du", "dw"), backward(grad, u, w, shift), strict=True)
-    du, dw = (engine.finish(engine.fixed(name, t, FLOAT32), u.dtype) for name, t in found)
-    return du, dw
+    du, dw = backward(grad, u, w, shift)
+    du = engine.finish(engine.fixed("du", du, FLOAT32), u.dtype)
+    return du, engine.finish(engine.fixed("dw", dw, FLOAT32), w.dtype)

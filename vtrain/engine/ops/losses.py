@@ -25,6 +25,6 @@ def linear_cross_entropy_backward(
     engine: Engine, grad: Tensor, x: Tensor, weight: Tensor, target: Tensor, top: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight, each rounded once."""
-    found = zip(("dx", "dw"), backward(grad, x, weight, target, top, shift), strict=True)
-    dx, dw = (engine.finish(engine.fixed(name, t, FLOAT32), x.dtype) for name, t in found)
-    return dx, dw
+    dx, dw = backward(grad, x, weight, target, top, shift)
+    dx = engine.finish(engine.fixed("dx", dx, FLOAT32), x.dtype)
+    return dx, engine.finish(engine.fixed("dw", dw, FLOAT32), weight.dtype)

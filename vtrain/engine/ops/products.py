@@ -24,6 +24,6 @@ def chain_product(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
 @register("vtrain.chain_product_backward.default")
 def chain_product_backward(engine: Engine, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of a and b, each rounded once."""
-    found = zip(("da", "db"), backward(grad, a, b), strict=True)
-    da, db = (engine.finish(engine.fixed(name, t, FLOAT32), a.dtype) for name, t in found)
-    return da, db
+    da, db = backward(grad, a, b)
+    da = engine.finish(engine.fixed("da", da, FLOAT32), a.dtype)
+    return da, engine.finish(engine.fixed("db", db, FLOAT32), b.dtype)

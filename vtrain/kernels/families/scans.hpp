@@ -1,7 +1,7 @@
 // Running results along a dimension: sums in double, and states of linear attention (numerics §3).
 #pragma once
 #include "../reductions/scan.hpp"
-#include VT_BODY(scan)
+#include VT_BODY(scans)
 
 VT_BEGIN
 
