@@ -12,12 +12,11 @@ import functools
 import math
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
 from vtrain.ops.products import chain_product
-from vtrain.ops.shared import DTYPES, F32, Tensor
+from vtrain.ops.shared import DTYPES, F32, Tensor, constants
 
 Complex = tuple[Tensor, Tensor]
 
@@ -25,7 +24,7 @@ Complex = tuple[Tensor, Tensor]
 @functools.lru_cache(maxsize=64)
 def _tables(rows: int, columns: int, period: int) -> Complex:
     """cos and sin of 2 pi r c / period, ``(rows, columns)``."""
-    with _disable_current_modes(), torch.no_grad():
+    with constants():
         turns = torch.arange(rows).unsqueeze(1) * torch.arange(columns) % period
         angles = turns.to(torch.float64) * (2 * math.pi) / period
         return canonical.function("cos", angles, F32), canonical.function("sin", angles, F32)

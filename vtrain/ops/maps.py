@@ -10,14 +10,15 @@ import torch.nn.functional as F
 
 from vtrain.errors import OperandError
 from vtrain.ops.products import chain_product
-from vtrain.ops.shared import Tensor
+from vtrain.ops.shared import Tensor, constants
 
 
 @functools.cache
 def _pairs(d: int, device: torch.device) -> Tensor:
     """Places i * d + j of the pairs i <= j, i ascending, then j."""
-    i, j = torch.triu_indices(d, d)
-    return (i * d + j).to(device)
+    with constants():
+        i, j = torch.triu_indices(d, d)
+        return (i * d + j).to(device)
 
 
 def taylor_map(x: Tensor, *, symmetric: bool = True) -> Tensor:

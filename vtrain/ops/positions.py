@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
-from vtrain.ops.shared import F32, Tensor
+from vtrain.ops.shared import F32, Tensor, constants
 
 
 def rotary(
@@ -33,10 +34,14 @@ def rotary(
     """
     if x.dim() < 2 or x.shape[-1] % 2:
         raise OperandError(f"rotary: x is {list(x.shape)}; want (..., length, d) with an even d")
-    at = torch.arange(start, start + x.shape[-2]) if positions is None else positions
-    if at.shape != (x.shape[-2],):
-        raise OperandError(f"rotary: positions are {list(at.shape)}, want {[x.shape[-2]]}")
-    cos, sin = (t.to(x.device, x.dtype) for t in tables(at.cpu(), x.shape[-1], base))
+    length, d = x.shape[-2:]
+    if positions is None:
+        found = _consecutive(start, length, d, base)
+    elif positions.shape != (length,):
+        raise OperandError(f"rotary: positions are {list(positions.shape)}, want {[length]}")
+    else:
+        found = tables(positions.cpu(), d, base)
+    cos, sin = (t.to(x.device, x.dtype) for t in found)
     if interleaved:
         cos, sin = (t.repeat_interleave(2, -1) for t in (cos, sin))
         even, odd = x[..., ::2], x[..., 1::2]
@@ -48,14 +53,20 @@ def rotary(
     return x * cos + turned * sin
 
 
-@torch.no_grad()
 def tables(positions: Tensor, d: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines ``(length, d / 2)``, float32; positions int64 on the CPU.
 
-    Constants: single float64 operations and canonical functions of integers, so no step needs to see how they are made.
+    Single float64 operations and canonical functions of integers.
     """
-    with _disable_current_modes():
+    with constants():
         exponents = torch.arange(0, d, 2, dtype=torch.float64) / -d
         frequencies = canonical.power(torch.full_like(exponents, base), exponents, torch.float64)
         angles = positions.to(torch.float64).unsqueeze(1) * frequencies
         return canonical.function("cos", angles, F32), canonical.function("sin", angles, F32)
+
+
+@functools.lru_cache(maxsize=16)
+def _consecutive(start: int, length: int, d: int, base: float) -> tuple[Tensor, Tensor]:
+    """The tables of positions that follow each other: one for all layers and steps."""
+    with constants():
+        return tables(torch.arange(start, start + length), d, base)
