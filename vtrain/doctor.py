@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,9 @@ from vtrain import children
 from vtrain.console import machine_options, print_json
 from vtrain.errors import BackendError
 from vtrain.profiles import PROFILES
+
+if TYPE_CHECKING:
+    import torch
 
 _PROBE = "import torch; print(torch.backends.cpu.get_cpu_capability())"
 
@@ -30,13 +35,7 @@ def integer_products() -> dict[str, str]:
     from vtrain.engine.carriers import note
     from vtrain.kernels import device
 
-    found = {}
-    for place in (torch.device("cpu"), *device.present()):
-        try:
-            found[str(place)] = note(place)
-        except BackendError as error:
-            found[str(place)] = str(error)
-    return found
+    return _noted(note, (torch.device("cpu"), *device.present()))
 
 
 def matrix_units() -> dict[str, str]:
@@ -44,8 +43,12 @@ def matrix_units() -> dict[str, str]:
     from vtrain.engine.matrix_units import note
     from vtrain.kernels import device
 
+    return _noted(note, device.present())
+
+
+def _noted(note: Callable[[torch.device], str], places: Iterable[torch.device]) -> dict[str, str]:
     found = {}
-    for place in device.present():
+    for place in places:
         try:
             found[str(place)] = note(place)
         except BackendError as error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from test_host_variants import threads
 
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
@@ -225,19 +225,12 @@ def test_alone_or_in_a_batch() -> None:
         assert all(same(a, w[b : b + 1]) for a, w in zip(alone, whole, strict=True))
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_any_number_of_threads(threads: None) -> None:
+def test_any_number_of_threads() -> None:
     q, k, v, grad = operands(1, 2, 193, 16, 16)
     found = []
     for count in (1, 2, 3, 7):
-        torch.set_num_threads(count)
-        found.append(everything(q, k, v, grad, sight(16, causal=True)))
+        with threads(count):
+            found.append(everything(q, k, v, grad, sight(16, causal=True)))
     assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 

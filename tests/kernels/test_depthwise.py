@@ -11,10 +11,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_scan import fused, numbers, same
+from test_scan import fused, numbers
 
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
+from vtrain.kernels.selftest import same_bits as same
 
 Tensor = torch.Tensor
 # positions of the input, taps, positions of the result, shift

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_host_variants import threads
 
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
 from vtrain.kernels.canonical import Reach
+from vtrain.kernels.selftest import same_bits as same
 
 Tensor = torch.Tensor
 REACHES = [Reach(), Reach("lag", 3), Reach("lag", 1000), Reach("blocks", 16), Reach("blocks", 1), Reach("all")]
@@ -75,12 +76,6 @@ def loop(
         y[:, :, t] = total
     keys_before(length)
     return y + 0.0, state
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(
-        ((a.contiguous().view(torch.int32) == b.contiguous().view(torch.int32)) | (a.isnan() & b.isnan())).all()
-    )
 
 
 def operands(length: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,19 +139,12 @@ def test_alone_or_in_a_batch_in_any_layout() -> None:
     assert all(map(same, canonical.scan(q.mT.contiguous().mT, k, v, None, None, Reach()), whole))
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_any_number_of_threads(threads: None) -> None:
+def test_any_number_of_threads() -> None:
     q, k, v = operands(150, 20, 70)
     found = []
     for count in (1, 2, 3, 7):
-        torch.set_num_threads(count)
-        found.append(canonical.scan(q, k, v, DECAYS["a feature"](q), None, Reach("blocks", 16)))
+        with threads(count):
+            found.append(canonical.scan(q, k, v, DECAYS["a feature"](q), None, Reach("blocks", 16)))
     assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 

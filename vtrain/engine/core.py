@@ -192,6 +192,10 @@ class Engine:
         self.listener.canonical(site, out)
         return out
 
+    def rounded(self, part: str, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A canonical kernel's float32 result, rounded once to the target of ``dtype``."""
+        return self.finish(self.fixed(part, y, FLOAT32), dtype)
+
     def _site(
         self, part: str, y: torch.Tensor, fmt: Format, signed: bool, canonical: bool,
         definition: DefinitionFn | None = None,

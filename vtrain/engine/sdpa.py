@@ -8,16 +8,13 @@ tensor cores, or everything logged), where the mask wants a gradient, or under t
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch._C import _are_functorch_transforms_active
 
 from vtrain.engine.active import active_engine
 from vtrain.engine.core import Engine
-from vtrain.ops.draws import draw_op
 from vtrain.ops.shared import DTYPES
-from vtrain.ops.softmax import attention_op
+from vtrain.ops.softmax import attention
 
 Tensor = torch.Tensor
 aten = torch.ops.aten
@@ -42,14 +39,8 @@ def scaled_dot_product_attention(
         return aten.scaled_dot_product_attention.default._op_dk(
             _COMPOSITE, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    root = math.sqrt(abs(factor))
-    bias, mask = (None, attn_mask) if attn_mask is not None and attn_mask.dtype is torch.bool else (attn_mask, None)
     q, k, v = (t[(None,) * (4 - t.dim())] for t in (query, key, value))
-    draw = draw_op(query) if dropout_p else None
-    out = attention_op(
-        q, k, v, bias, mask, None, draw, 0, 0, is_causal, 0, 0, math.copysign(root, factor), root, dropout_p
-    )[0]
+    out = attention(q, k, v, causal=is_causal, mask=attn_mask, scale=scale, dropout=dropout_p)
     return out.view(out.shape[4 - query.dim() :])
 
 

@@ -9,7 +9,7 @@ import torch
 from vtrain.errors import OperandError
 from vtrain.kernels import canonical
 from vtrain.kernels.canonical import Reach
-from vtrain.ops.shared import DTYPES, F32, Tensor, lifted
+from vtrain.ops.shared import F32, Tensor, check_heads, lifted
 
 State = tuple[Tensor, Tensor | None]
 
@@ -82,11 +82,7 @@ def linear_attention(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, initial: Tensor | None) -> None:
-    for name, t in (("q", q), ("k", k), ("v", v)):
-        if t.dtype not in DTYPES or t.dtype is not q.dtype:
-            raise OperandError(f"scan: {name} is {t.dtype}; want float32, bfloat16 or float16, and all the same")
-        if t.dim() != 4:
-            raise OperandError(f"scan: {name} is {list(t.shape)}; want (batch, heads, length, features or width)")
+    check_heads("scan", q, k, v)
     if q.shape != k.shape or q.shape[:3] != v.shape[:3]:
         raise OperandError(f"scan: q is {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}, which don't fit")
     state = (*q.shape[:2], q.shape[3], v.shape[3])

@@ -12,7 +12,7 @@ from vtrain.kernels import canonical
 from vtrain.kernels.canonical import Sight
 from vtrain.ops.draws import coins, draw_op, dropout_of
 from vtrain.ops.products import chain_product
-from vtrain.ops.shared import DTYPES, F32, Tensor, lifted
+from vtrain.ops.shared import F32, Tensor, check_heads, lifted
 
 
 def attention(
@@ -71,11 +71,7 @@ def attention(
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, padding: Tensor | None) -> None:
-    for name, t in (("q", q), ("k", k), ("v", v)):
-        if t.dtype not in DTYPES or t.dtype is not q.dtype:
-            raise OperandError(f"attention: {name} is {t.dtype}; want float32, bfloat16 or float16, and all the same")
-        if t.dim() != 4:
-            raise OperandError(f"attention: {name} is {list(t.shape)}; want (batch, heads, length, width)")
+    check_heads("attention", q, k, v)
     if padding is not None and (padding.dtype is not torch.int64 or padding.shape != q.shape[:1]):
         raise OperandError(
             f"attention: padding is {padding.dtype} {list(padding.shape)}, want torch.int64 {[q.shape[0]]}"
@@ -105,6 +101,26 @@ def over_groups(x: Tensor, key_heads: int) -> Tensor:
     return canonical.sum_terms("value", [2], grouped).to(F32)
 
 
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
+    draw: Tensor | None, *sight: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """out in float32, and each query's largest score and sum of weights."""
+    q, k, v, bias = lifted(q, k, v, bias)
+    return canonical.attention(q, k, v, sight_of(draw, *sight), bias, mask, padding)
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
+    draw: Tensor | None, top: Tensor, total: Tensor, *sight: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v in float32."""
+    grad, q, k, v, bias = lifted(grad, q, k, v, bias)
+    seen = sight_of(draw, *sight)
+    dq, dk, dv, _ = canonical.attention_backward(grad, q, k, v, top, total, seen, bias, mask, padding)
+    return dq, over_groups(dk, k.shape[1]), over_groups(dv, k.shape[1])
+
+
 @torch.library.custom_op("vtrain::attention", mutates_args=())
 def attention_op(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, padding: Tensor | None,
@@ -112,9 +128,8 @@ def attention_op(
     k_scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """out, and each query's largest score and sum of weights."""
-    sight = sight_of(draw, offset, start, causal, window, block, q_scale, k_scale, dropout)
-    wide_q, wide_k, wide_v, wide_bias = lifted(q, k, v, bias)
-    out, top, total = canonical.attention(wide_q, wide_k, wide_v, sight, wide_bias, mask, padding)
+    sight = offset, start, causal, window, block, q_scale, k_scale, dropout
+    out, top, total = forward(q, k, v, bias, mask, padding, draw, *sight)
     return out.to(q.dtype), top, total
 
 
@@ -131,11 +146,9 @@ def attention_backward_op(
     q_scale: float, k_scale: float, dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    sight = sight_of(draw, offset, start, causal, window, block, q_scale, k_scale, dropout)
-    wide_grad, wide_q, wide_k, wide_v, wide_bias = lifted(grad, q, k, v, bias)
-    found = canonical.attention_backward(wide_grad, wide_q, wide_k, wide_v, top, total, sight, wide_bias, mask, padding)
-    dk, dv = over_groups(found[1], k.shape[1]), over_groups(found[2], k.shape[1])
-    return found[0].to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+    sight = offset, start, causal, window, block, q_scale, k_scale, dropout
+    dq, dk, dv = backward(grad, q, k, v, bias, mask, padding, draw, top, total, *sight)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 @attention_backward_op.register_fake

@@ -7,9 +7,7 @@ import torch
 
 from vtrain.engine.core import Engine
 from vtrain.engine.optable import OpClass, register
-from vtrain.kernels import canonical
-from vtrain.ops.shared import lifted
-from vtrain.ops.softmax import over_groups, sight_of
+from vtrain.ops import softmax
 from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor
@@ -21,11 +19,9 @@ def attention(
     draw: Tensor | None, *sight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Rounded once; what is kept for the backward pass stays in float32."""
-    wide_q, wide_k, wide_v, wide_bias = lifted(q, k, v, bias)
-    seen = sight_of(draw, *sight)  # type: ignore[arg-type]
-    out, top, total = canonical.attention(wide_q, wide_k, wide_v, seen, wide_bias, mask, padding)
+    out, top, total = softmax.forward(q, k, v, bias, mask, padding, draw, *sight)
     top, total = engine.fixed("top", top, FLOAT32), engine.fixed("total", total, FLOAT32)
-    return engine.finish(engine.fixed("", out, FLOAT32), q.dtype), top, total
+    return engine.rounded("", out, q.dtype), top, total
 
 
 @register("vtrain.attention_backward.default")
@@ -34,14 +30,9 @@ def attention_backward(
     padding: Tensor | None, draw: Tensor | None, top: Tensor, total: Tensor, *sight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v, each rounded once."""
-    wide_grad, wide_q, wide_k, wide_v, wide_bias = lifted(grad, q, k, v, bias)
-    seen = sight_of(draw, *sight)  # type: ignore[arg-type]
-    dq, dk, dv, _ = canonical.attention_backward(
-        wide_grad, wide_q, wide_k, wide_v, top, total, seen, wide_bias, mask, padding
-    )
-    dk, dv = over_groups(dk, k.shape[1]), over_groups(dv, k.shape[1])
-    found = [engine.fixed(part, t.contiguous(), FLOAT32) for part, t in (("dq", dq), ("dk", dk), ("dv", dv))]
-    return tuple(engine.finish(t, q.dtype) for t in found)  # type: ignore[return-value]
+    found = softmax.backward(grad, q, k, v, bias, mask, padding, draw, top, total, *sight)
+    dq, dk, dv = (engine.rounded(n, t.contiguous(), q.dtype) for n, t in zip(("dq", "dk", "dv"), found, strict=True))
+    return dq, dk, dv
 
 
 @register("vtrain.draw.default", cls=OpClass.RANDOM)

@@ -9,7 +9,6 @@ from vtrain.engine.optable import register
 from vtrain.kernels import canonical
 from vtrain.ops.convolutions import backward
 from vtrain.ops.shared import lifted
-from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor
 
@@ -18,12 +17,12 @@ Tensor = torch.Tensor
 def depthwise(engine: Engine, u: Tensor, w: Tensor, length: int, shift: int) -> Tensor:
     """Rounded once."""
     wide_u, wide_w = lifted(u, w)
-    return engine.finish(engine.fixed("", canonical.depthwise(wide_u, wide_w, length, shift), FLOAT32), u.dtype)
+    return engine.rounded("", canonical.depthwise(wide_u, wide_w, length, shift), u.dtype)
 
 
 @register("vtrain.depthwise_backward.default")
 def depthwise_backward(engine: Engine, grad: Tensor, u: Tensor, w: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Gradients of u and w, each rounded once."""
     du, dw = backward(grad, u, w, shift)
-    du = engine.finish(engine.fixed("du", du, FLOAT32), u.dtype)
-    return du, engine.finish(engine.fixed("dw", dw, FLOAT32), w.dtype)
+    du = engine.rounded("du", du, u.dtype)
+    return du, engine.rounded("dw", dw, w.dtype)

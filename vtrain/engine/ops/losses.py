@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 def linear_cross_entropy(engine: Engine, x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Losses rounded once; what is kept for the backward pass stays in float32."""
     losses, top, shift = forward(x, weight, target)
-    losses = engine.finish(engine.fixed("", losses, FLOAT32), torch.float32)
+    losses = engine.rounded("", losses, torch.float32)
     return losses, engine.fixed("top", top, FLOAT32), engine.fixed("shift", shift, FLOAT32)
 
 
@@ -26,5 +26,5 @@ def linear_cross_entropy_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight, each rounded once."""
     dx, dw = backward(grad, x, weight, target, top, shift)
-    dx = engine.finish(engine.fixed("dx", dx, FLOAT32), x.dtype)
-    return dx, engine.finish(engine.fixed("dw", dw, FLOAT32), weight.dtype)
+    dx = engine.rounded("dx", dx, x.dtype)
+    return dx, engine.rounded("dw", dw, weight.dtype)

@@ -33,7 +33,7 @@ def layer_norm(
         gain, shift = (None if t is None else engine.lift(t) for t in (weight, bias))
         y, mean, rstd = canonical.layer_norm(engine.lift(x), math.prod(shape), gain, shift, eps)
         kept = [*x.shape[: dims[0]], *[1] * len(dims)]
-        return engine.finish(engine.fixed("", y, FLOAT32), x.dtype), mean.view(kept), rstd.view(kept)
+        return engine.rounded("", y, x.dtype), mean.view(kept), rstd.view(kept)
     mean, y, var = moments(engine, engine.lift(x).contiguous(), dims)
     rstd = inverse_std(engine, var, eps)
     y.mul_(rstd)
@@ -88,14 +88,14 @@ def _fixed_layer_norm_backward(
     dx = dw = db = None
     if mask[1] and weight is not None:
         sums = canonical.sum_terms("normalised", [0], rows, inputs, mean, rstd)
-        dw = engine.finish(engine.fixed("dw", sums, FLOAT32), weight.dtype).view(weight.shape)
+        dw = engine.rounded("dw", sums, weight.dtype).view(weight.shape)
     if mask[2] and bias is not None:
-        db = engine.finish(engine.fixed("db", canonical.sum_terms("value", [0], rows), FLOAT32), bias.dtype)
+        db = engine.rounded("db", canonical.sum_terms("value", [0], rows), bias.dtype)
         db = db.view(bias.shape)
     if mask[0]:
         gain = None if weight is None else engine.lift(weight)
         y = canonical.layer_norm_backward(inputs, n, rows, mean, rstd, gain)
-        dx = engine.finish(engine.fixed("dx", y, FLOAT32), x.dtype).view(x.shape)
+        dx = engine.rounded("dx", y, x.dtype).view(x.shape)
     return dx, dw, db
 
 
@@ -110,7 +110,7 @@ def rms_norm(
     if engine.canonical:
         y, rstd = canonical.rms_norm(x32, math.prod(shape), None if weight is None else engine.lift(weight), eps)
         kept = [*x.shape[: dims[0]], *[1] * len(dims)]
-        return engine.finish(engine.fixed("", y, FLOAT32), x.dtype), rstd.view(kept)
+        return engine.rounded("", y, x.dtype), rstd.view(kept)
     square = mean_square(engine, x32, dims, math.prod(shape), "mean_square")
     rstd = inverse_std(engine, square, eps).view([*x.shape[: dims[0]], *[1] * len(dims)])
     y = torch.mul(x32, rstd)
@@ -136,7 +136,7 @@ def rms_norm_backward(
     if engine.canonical:
         gain = None if weight is None else engine.lift(weight)
         y = canonical.rms_norm_backward(engine.lift(x), math.prod(shape), grad32, rstd, gain)
-        return engine.finish(engine.fixed("dx", y, FLOAT32), x.dtype), dw
+        return engine.rounded("dx", y, x.dtype), dw
     g = grad32 if weight is None else torch.mul(grad32, engine.lift(weight))
     mean_gx = settled_sum(engine, torch.mul(g, xhat), inner, part="mean_gx", divisor=math.prod(shape)).view(rstd.shape)
     return engine.finish(torch.sub(g, xhat.mul_(mean_gx)).mul_(rstd), x.dtype), dw
@@ -181,7 +181,7 @@ def _batch_norm(
     gain = invstd if weight is None else torch.mul(invstd, engine.lift(weight))
     if engine.canonical:
         y = canonical.channel_norm(x32, m.view(-1), gain, None if bias is None else engine.lift(bias))
-        return engine.finish(engine.fixed("", y, FLOAT32), x.dtype), *saved
+        return engine.rounded("", y, x.dtype), *saved
     y.mul_(_channels(gain, x))
     if bias is not None:
         y.add_(_channels(engine.lift(bias), x))
@@ -261,7 +261,7 @@ def batch_norm_backward(
     slope = over(torch.mul(torch.mul(dot, invstd), invstd), n)
     if engine.canonical:
         y = canonical.channel_norm_backward(x32, g, centre, over(total, n), slope, gain)
-        return engine.finish(engine.fixed("dx", y, FLOAT32), x.dtype), dw, db
+        return engine.rounded("dx", y, x.dtype), dw, db
     dx = torch.sub(g, _channels(over(total, n), x)).sub_(c.mul_(_channels(slope, x))).mul_(_channels(gain, x))
     return engine.finish(dx, x.dtype), dw, db
 

@@ -9,7 +9,6 @@ from vtrain.engine.optable import register
 from vtrain.kernels import canonical
 from vtrain.ops.products import backward
 from vtrain.ops.shared import lifted
-from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor
 
@@ -18,12 +17,12 @@ Tensor = torch.Tensor
 def chain_product(engine: Engine, a: Tensor, b: Tensor) -> Tensor:
     """Rounded once."""
     wide_a, wide_b = lifted(a, b)
-    return engine.finish(engine.fixed("", canonical.product(wide_a, wide_b), FLOAT32), a.dtype)
+    return engine.rounded("", canonical.product(wide_a, wide_b), a.dtype)
 
 
 @register("vtrain.chain_product_backward.default")
 def chain_product_backward(engine: Engine, grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of a and b, each rounded once."""
     da, db = backward(grad, a, b)
-    da = engine.finish(engine.fixed("da", da, FLOAT32), a.dtype)
-    return da, engine.finish(engine.fixed("db", db, FLOAT32), b.dtype)
+    da = engine.rounded("da", da, a.dtype)
+    return da, engine.rounded("db", db, b.dtype)

@@ -12,7 +12,6 @@ from vtrain.engine.ops.functions import exp32, log32, settle_function
 from vtrain.engine.ops.reduction import normal_dims, settled_sum
 from vtrain.engine.optable import register
 from vtrain.kernels import canonical
-from vtrain.rounding.formats import FLOAT32
 
 Tensor = torch.Tensor
 
@@ -27,11 +26,6 @@ def _sum_keep(engine: Engine, x: Tensor, dim: int, part: str) -> Tensor:
     return total.unsqueeze(dim) if x.dim() else total
 
 
-def _fixed(engine: Engine, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """The result of a fused kernel, the same bits as the sequence below it."""
-    return engine.finish(engine.fixed("", y, FLOAT32), dtype)
-
-
 def _out_dtype(x: Tensor, half_to_float: bool) -> torch.dtype:
     return torch.float32 if half_to_float else x.dtype
 
@@ -43,7 +37,7 @@ def softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     if x.numel() == 0:
         return x.clone()
     if engine.canonical:
-        return _fixed(engine, canonical.softmax("softmax", dim, x=engine.lift(x)), _out_dtype(x, half_to_float))
+        return engine.rounded("", canonical.softmax("softmax", dim, x=engine.lift(x)), _out_dtype(x, half_to_float))
     e = exp32(engine, _shifted(engine, x, dim), "exp")
     return engine.finish(e.div_(_sum_keep(engine, e, dim, "sum")), _out_dtype(x, half_to_float))
 
@@ -62,7 +56,7 @@ def log_softmax(engine: Engine, x: Tensor, dim: int, half_to_float: bool) -> Ten
     if x.numel() == 0:
         return x.clone()
     if engine.canonical:
-        return _fixed(engine, canonical.softmax("log_softmax", dim, x=engine.lift(x)), _out_dtype(x, half_to_float))
+        return engine.rounded("", canonical.softmax("log_softmax", dim, x=engine.lift(x)), _out_dtype(x, half_to_float))
     shifted = _shifted(engine, x, dim)
     total = _sum_keep(engine, exp32(engine, shifted, "exp"), dim, "sum")
     return engine.finish(shifted.sub_(log32(engine, total, "log")), _out_dtype(x, half_to_float))
@@ -73,7 +67,7 @@ def softmax_backward(engine: Engine, grad: Tensor, y: Tensor, dim: int, dtype: t
     """grad * y - y * sum(grad * y)."""
     grad, y = engine.lift(grad), engine.lift(y)
     if engine.canonical:
-        return _fixed(engine, canonical.softmax("softmax", dim, y=y, grad=grad), dtype)
+        return engine.rounded("", canonical.softmax("softmax", dim, y=y, grad=grad), dtype)
     gy = torch.mul(grad, y)
     return engine.finish(gy.sub_(torch.mul(y, _sum_keep(engine, gy, dim, "sum"))), dtype)
 
@@ -83,7 +77,7 @@ def log_softmax_backward(engine: Engine, grad: Tensor, y: Tensor, dim: int, dtyp
     """grad - exp(y) * sum(grad)."""
     grad = engine.lift(grad)
     if engine.canonical:
-        return _fixed(engine, canonical.softmax("log_softmax", dim, y=engine.lift(y), grad=grad), dtype)
+        return engine.rounded("", canonical.softmax("log_softmax", dim, y=engine.lift(y), grad=grad), dtype)
     e = exp32(engine, engine.lift(y), "exp")
     return engine.finish(torch.sub(grad, e.mul_(_sum_keep(engine, grad, dim, "sum"))), dtype)
 

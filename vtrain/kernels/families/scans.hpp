@@ -38,8 +38,7 @@ struct DecayArgs {
 };
 VT_FN void kernel_scan_decay(const Grid& grid, const DecayArgs& a) {
   const int64_t groups = (a.rows + LANES - 1) / LANES;
-  ScanArgs order{};
-  order.length = a.length, order.reach = a.reach, order.span = a.span;
+  const Events events{a.length, a.reach, a.span};
   grid.warps(a.batch * a.heads * groups, a.length * LANES, [&](int64_t piece) {
     const int64_t head = piece / groups, r0 = piece % groups * LANES;
     each_lane(a.rows - r0, [&](int q) {
@@ -48,7 +47,6 @@ VT_FN void kernel_scan_decay(const Grid& grid, const DecayArgs& a) {
       if (a.state_grad)
         for (int64_t c = 0; c < a.columns; c++)
           p = p + static_cast<double>(a.state[last + c]) * static_cast<double>(a.state_grad[last + c]);
-      const Events events(order);
       for (int64_t i = events.segments() - 1; i >= 0; i--) {
         const Segment s = events.segment(i);
         for (int64_t e = s.count - 1; e >= 0; e--) {

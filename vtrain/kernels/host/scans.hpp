@@ -94,7 +94,7 @@ class ColumnScan {
   void run() {
     for (int64_t r = 0; r < a_.rows; r++)
       for (int64_t c = 0; c < SCAN_COLUMNS; c++) state_[r * SCAN_COLUMNS + c] = c < width_ ? h_.start(r, c0_ + c) : 0.0f;
-    const Events events(a_);
+    const Events events{a_.length, a_.reach, a_.span};
     const int64_t n = events.segments();
     for (int64_t i = 0; i < n; i++) segment(events.segment(a_.backwards ? n - 1 - i : i));
     for (int64_t r = 0; r < a_.rows; r++)

@@ -40,7 +40,6 @@ struct Segment {
 // The order of events, forward in time.
 struct Events {
   int64_t length, reach, span;
-  VT_FN Events(const ScanArgs& a) : length(a.length), reach(a.reach), span(a.span) {}
   VT_FN int64_t segments() const { return reach == 0 ? 3 : reach == 2 ? 2 : 2 * ((length + span - 1) / span) + 1; }
   VT_FN Segment segment(int64_t i) const {
     if (reach == 2) return i == 0 ? Segment{length, 0, -1} : Segment{length, -1, 0};
@@ -101,7 +100,7 @@ VT_FN void scan_event(const ScanHead& head, int64_t key, int64_t reader, int64_t
 VT_FN void scan_column(const ScanHead& head, int64_t c) {
   const ScanArgs& a = head.a;
   for (int64_t r = 0; r < a.rows; r++) head.state[r * a.columns + c] = head.start(r, c);
-  const Events events(a);
+  const Events events{a.length, a.reach, a.span};
   const int64_t n = events.segments();
   for (int64_t i = 0; i < n; i++) {
     const Segment s = events.segment(a.backwards ? n - 1 - i : i);
