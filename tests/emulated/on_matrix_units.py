@@ -97,6 +97,24 @@ def test_units_that_keep_fewer_bits_are_refused() -> None:
         x @ x
 
 
+def test_units_that_give_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = BACKEND.matrix_product
+
+    def wrong(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        found = right(a, b).cpu()
+        found[..., -1:] = float("nan")
+        return found.to(a.device)
+
+    monkeypatch.setattr(BACKEND, "matrix_product", wrong)
+    with pytest.raises(BackendError, match="err by nan of the bound"):
+        matrix_units.check(WHERE)
+
+
+def test_a_default_device_does_not_matter() -> None:
+    with torch.device("meta"):
+        assert 0.4 < matrix_units.check(WHERE) < 0.6
+
+
 def test_autocast(tmp_path: Path) -> None:
     """bfloat16 tensors of a float32 run, in a loop of one's own."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vtrain.engine.definition import dtype_name
+from vtrain.engine.pins import full_precision
 from vtrain.errors import BackendError
 from vtrain.kernels import device
 from vtrain.policy import Policy
@@ -102,8 +103,8 @@ def _spread(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def worst_ratio(where: torch.device) -> float:
-    """Largest error of a device's units over the bound that runs rely on; above 1 it is broken."""
-    backend, worst = device.of(where), 0.0
+    """Largest error of a device's units over the bound that runs rely on; above 1 it is broken, and so by a NaN."""
+    backend, worst = device.of(where), torch.zeros((), dtype=torch.float64)
     for dtype in _SIXTEEN:
         for k in (1, 7, 16, 64, 1000, LONGEST[TENSOR_CORE]):
             kappa = product_kappa(k, TENSOR_CORE)
@@ -112,8 +113,8 @@ def worst_ratio(where: torch.device) -> float:
                 wide_a, wide_b = a.double(), b.double()
                 s = wide_a.norm(dim=1).unsqueeze(1) * wide_b.norm(dim=0)
                 bound = kappa * (U[TENSOR_CORE] * s + UNDERFLOW[TENSOR_CORE])
-                worst = max(worst, float(((found - wide_a @ wide_b).abs() / bound).max()))
-    return worst
+                worst = torch.maximum(worst, ((found - wide_a @ wide_b).abs() / bound).max())  # a NaN stays
+    return float(worst)
 
 
 @functools.cache
@@ -123,7 +124,8 @@ def check(where: torch.device) -> float:
     Raises:
         BackendError: they don't.
     """
-    with _disable_current_modes(), torch.no_grad():
+    # As for any check of a device, it may be a step, or a factory under torch.device(...), that asks first.
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), full_precision(), torch.no_grad():
         worst = worst_ratio(where)
     if not worst <= 1:
         raise BackendError(
